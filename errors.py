@@ -1,0 +1,129 @@
+"""Every error that Switchyard raises to a caller, in one tree.
+
+    SwitchyardError
+    ├── SettingsError               a setting is wrong: names the variable and the fix
+    ├── JobNotFound                 no job has this id
+    ├── JobExists       (*)         another job has this id already
+    ├── PayloadError    (*)         the arguments cannot be stored or do not fit the actor
+    ├── OptionError     (*)         a message option is unknown or has a wrong value
+    ├── LedgerUnavailable (*)       Postgres did not answer; carries the message to send again
+    │   └── LedgerNotMigrated       Postgres answered, the tables are missing or old
+    ├── LeaseLost                   the job belongs to another worker now: stop, write nothing
+    └── EnlistRefused               this connection cannot carry a send: names the fix
+
+    Permanent                       raised by an actor: no retry, straight to the dead letters
+    Snooze                          raised by an actor: run this job again later, spending no attempt
+
+Those marked (*) are Dramatiq ``MiddlewareError`` too. Dramatiq logs and swallows every other exception of a
+``before_enqueue`` hook and then *publishes the message*, so an error that must stop a ``send()`` has to be one.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from dramatiq.middleware import MiddlewareError
+
+if TYPE_CHECKING:
+    from dramatiq import Message
+
+
+class SwitchyardError(Exception):
+    """Root of the errors that Switchyard raises."""
+
+
+class SettingsError(SwitchyardError):
+    """A setting has a value that cannot work; the text is one line that names the variable and the fix."""
+
+    def __init__(self, variable: str, reason: str) -> None:
+        super().__init__(f"{variable}: {reason}")
+        self.variable = variable
+        self.reason = reason
+
+
+class JobNotFound(SwitchyardError):
+    """No job in the ledger has this id."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"no job has the id {job_id!r}")
+        self.job_id = job_id
+
+
+class JobExists(SwitchyardError, MiddlewareError):
+    """A different job, or one that has ended, has this id already; nothing was stored."""
+
+    def __init__(self, job_id: str, reason: str) -> None:
+        super().__init__(f"job {job_id} exists already: {reason}; nothing was stored, send with a new message id")
+        self.job_id = job_id
+
+
+class PayloadError(SwitchyardError, MiddlewareError):
+    """The arguments of a ``send()`` cannot be stored, or do not fit the actor; nothing was stored."""
+
+    def __init__(self, actor: str, field: str, reason: str) -> None:
+        super().__init__(f"actor {actor!r}, field {field!r}: {reason}")
+        self.actor = actor
+        self.field = field
+        self.reason = reason
+
+
+class OptionError(SwitchyardError, MiddlewareError):
+    """An option of an actor or of a message is unknown or has a value that cannot work; nothing was stored."""
+
+    def __init__(self, actor: str, option: str, reason: str) -> None:
+        super().__init__(f"actor {actor!r}, option {option!r}: {reason}")
+        self.actor = actor
+        self.option = option
+        self.reason = reason
+
+
+class LedgerUnavailable(SwitchyardError, MiddlewareError):
+    """Postgres did not answer in time.
+
+    After a ``send()`` it is unknown whether the row was committed: ``message`` holds what was being sent, and sending that
+    same message again (``broker.enqueue(error.message)``) cannot make a second job, since it carries its id.
+    """
+
+    def __init__(self, reason: str, *, message: Message[Any] | None = None) -> None:
+        super().__init__(f"the ledger (Postgres) is not available: {reason}")
+        self.reason = reason
+        self.message = message
+
+
+class LedgerNotMigrated(LedgerUnavailable):
+    """Postgres answers, but its ``switchyard`` schema is missing or older than this code."""
+
+    def __init__(self, found: str | None, wanted: str) -> None:
+        state = "has no switchyard tables" if found is None else f"is at migration {found}"
+        super().__init__(f"the database {state}, this code needs migration {wanted}; run `switchyard migrate`")
+        self.found = found
+        self.wanted = wanted
+
+
+class LeaseLost(SwitchyardError):
+    """This worker's claim on the job is no longer valid, so whatever it writes is refused."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"the lease on job {job_id} was lost: another worker may own it now, nothing was written")
+        self.job_id = job_id
+
+
+class EnlistRefused(SwitchyardError):
+    """A send cannot belong to the transaction it was to join; nothing was stored, and that transaction was not touched."""
+
+
+class Permanent(Exception):
+    """Raised by an actor to say that trying again cannot help: the job is dead at once, with this text as its error."""
+
+
+class Snooze(Exception):
+    """Raised by an actor to be run again later; the execution counts neither as a failure nor as a lost one.
+
+    Parameters:
+        delay: how long to wait, in seconds, or a ``timedelta``.
+    """
+
+    def __init__(self, delay: float | timedelta) -> None:
+        self.delay = delay if isinstance(delay, timedelta) else timedelta(seconds=delay)
+        super().__init__(f"snoozed for {self.delay}")
