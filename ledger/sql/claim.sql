@@ -1,0 +1,81 @@
+-- Taking jobs. A claim is one guarded update: only a pending row can be claimed, by whoever's update comes first; under READ
+-- COMMITTED the second one waits for the row lock, looks again, and finds it running. The token is made by the client, so that
+-- a claim whose reply was lost can be read back. Unknown actors are left alone: another process may know them.
+
+-- name: claim_by_id
+-- The rows that a batch of triggers points at. The array is sorted by the client: the index scan then locks in id order.
+UPDATE switchyard.job
+SET state = 'running', attempt = attempt + 1, token = %(token)s, worker = %(worker)s,
+    lease_until = clock_timestamp() + make_interval(secs => %(lease)s), next_publish_at = NULL, publish_count = 0,
+    started_at = NULL, wait_reason = NULL, wait_since = NULL
+WHERE id = ANY(%(ids)s::bigint[]) AND state = 'pending' AND suspect = %(suspects)s AND actor = ANY(%(actors)s::text[])
+RETURNING id, message_id::text, queue, actor, payload, options, generation, attempt, failures, max_attempts, suspect,
+    (extract(epoch FROM created_at) * 1000)::bigint AS created_ms,
+    (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS claimed_ms, parent_id::text, tags;
+
+-- name: claim_next
+-- The next rows of one queue of the Postgres broker, by priority, then age. One queue a time: over several, no index gives the
+-- order, and the whole backlog would be sorted for every claim. The ids go through an array, not a join: a join planned while the
+-- table was empty walks the whole table for each of them, and that plan is kept.
+WITH picked AS MATERIALIZED (
+    SELECT id
+    FROM switchyard.job
+    WHERE queue = %(queue)s AND suspect = %(suspects)s AND state = 'pending' AND broker = 'postgres' AND actor = ANY(%(actors)s::text[])
+    ORDER BY priority, id
+    LIMIT %(limit)s
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE switchyard.job AS j
+SET state = 'running', attempt = attempt + 1, token = %(token)s, worker = %(worker)s,
+    lease_until = clock_timestamp() + make_interval(secs => %(lease)s), next_publish_at = NULL, publish_count = 0,
+    started_at = NULL, wait_reason = NULL, wait_since = NULL
+WHERE j.id = ANY(ARRAY(SELECT id FROM picked))
+RETURNING j.id, message_id::text, queue, actor, payload, options, generation, attempt, failures, max_attempts, suspect,
+    (extract(epoch FROM created_at) * 1000)::bigint AS created_ms,
+    (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS claimed_ms, parent_id::text, tags, priority;
+
+-- name: claimed_with_token
+-- A claim's reply was lost: what did it take?
+SELECT id, message_id::text, queue, actor, payload, options, generation, attempt, failures, max_attempts, suspect,
+    (extract(epoch FROM created_at) * 1000)::bigint AS created_ms,
+    (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS claimed_ms, parent_id::text, tags
+FROM switchyard.job
+WHERE worker = %(worker)s AND token = %(token)s AND state = 'running'
+ORDER BY priority, id;
+
+-- name: ready_queues
+-- Which of these queues hold something that this process could claim, and whether it is a suspect: one index probe each.
+SELECT q.queue, s.suspect
+FROM unnest(%(queues)s::text[]) AS q (queue)
+CROSS JOIN (VALUES (false), (true)) AS s (suspect)
+WHERE EXISTS (
+    SELECT 1
+    FROM switchyard.job AS j
+    WHERE j.queue = q.queue AND j.suspect = s.suspect AND j.state = 'pending' AND j.broker = 'postgres'
+        AND j.actor = ANY(%(actors)s::text[])
+);
+
+-- name: why_not_claimed
+-- Triggers whose rows were not claimed: gone, not pending any more, a suspect, or of an unknown actor.
+SELECT id, state, actor, suspect FROM switchyard.job WHERE id = ANY(%(ids)s::bigint[]);
+
+-- name: postpone_suspects
+-- Suspects this process keeps in mind until the one it runs has ended; should the process die, the relay offers them again.
+UPDATE switchyard.job
+SET next_publish_at = clock_timestamp() + make_interval(secs => %(delay)s)
+WHERE id = ANY(%(ids)s::bigint[]) AND state = 'pending' AND suspect AND next_publish_at IS NOT NULL;
+
+-- name: postpone_unknown
+-- Jobs of an actor this process does not know: offered again with a growing pause, since another process may know it.
+UPDATE switchyard.job
+SET wait_reason = 'unknown_actor',
+    wait_since = CASE WHEN wait_reason = 'unknown_actor' THEN wait_since ELSE clock_timestamp() END,
+    next_publish_at = clock_timestamp() + make_interval(secs => least(%(delay)s * 2 ^ least(publish_count, 10), 60))
+WHERE id = ANY(%(ids)s::bigint[]) AND state = 'pending' AND NOT (actor = ANY(%(actors)s::text[]));
+
+-- name: record_start
+-- A suspect's start is committed before its first instruction: if it kills the process, it is known to be the one.
+UPDATE switchyard.job
+SET started_at = clock_timestamp(), lease_until = clock_timestamp() + make_interval(secs => %(lease)s)
+WHERE id = %(id)s AND token = %(token)s AND state = 'running'
+RETURNING id;

@@ -1,0 +1,53 @@
+-- The way in. A row is committed here before anything is published; everything that may fail afterwards is repaired by the
+-- relay, because next_publish_at is set from the start.
+--
+-- next_publish_at is
+--   the due time                of a job that waits for its time (state scheduled);
+--   now + the repair grace      of a job whose trigger is about to be published (a grace of 0: the transport is known to be down);
+--   null                        of a job of the Postgres broker: the row itself is the message.
+
+-- name: enqueue
+-- One row for one send; no row back means that the message id exists already.
+INSERT INTO switchyard.job (
+    message_id, queue, actor, priority, payload, options, max_attempts, parent_id, tags, broker,
+    state, run_at, next_publish_at
+)
+VALUES (
+    %(message_id)s, %(queue)s, %(actor)s, %(priority)s, %(payload)s, %(options)s, %(max_attempts)s, %(parent_id)s, %(tags)s,
+    %(broker)s,
+    CASE WHEN %(delay)s::float8 > 0 THEN 'scheduled' ELSE 'pending' END,
+    clock_timestamp() + make_interval(secs => greatest(%(delay)s::float8, 0)),
+    CASE
+        WHEN %(delay)s::float8 > 0 THEN clock_timestamp() + make_interval(secs => %(delay)s::float8)
+        ELSE clock_timestamp() + make_interval(secs => %(grace)s::float8)
+    END
+)
+ON CONFLICT (message_id) DO NOTHING
+RETURNING id;
+
+-- name: enqueue_many
+-- A thousand rows at a time for enqueue_many; ids that exist already return no row.
+INSERT INTO switchyard.job (
+    message_id, queue, actor, priority, payload, options, max_attempts, parent_id, tags, broker,
+    state, run_at, next_publish_at
+)
+SELECT
+    u.message_id, u.queue, u.actor, u.priority, u.payload::json, u.options::json, u.max_attempts, u.parent_id, u.tags::text[], u.broker,
+    CASE WHEN u.delay > 0 THEN 'scheduled' ELSE 'pending' END,
+    clock_timestamp() + make_interval(secs => greatest(u.delay, 0)),
+    CASE
+        WHEN u.delay > 0 THEN clock_timestamp() + make_interval(secs => u.delay)
+        ELSE clock_timestamp() + make_interval(secs => u.grace)
+    END
+FROM unnest(
+    %(message_ids)s::uuid[], %(queues)s::text[], %(actors)s::text[], %(priorities)s::int[], %(payloads)s::text[], %(options)s::text[],
+    %(max_attempts)s::int[], %(parent_ids)s::uuid[], %(tags)s::text[], %(brokers)s::text[], %(delays)s::float8[], %(graces)s::float8[]
+) AS u (message_id, queue, actor, priority, payload, options, max_attempts, parent_id, tags, broker, delay, grace)
+ON CONFLICT (message_id) DO NOTHING
+RETURNING id, message_id::text;
+
+-- name: existing_jobs
+-- What is stored under ids that an enqueue found taken, to tell a repeated send from another job.
+SELECT id, message_id::text, queue, actor, state, payload::text AS payload
+FROM switchyard.job
+WHERE message_id = ANY(%(message_ids)s::uuid[]);

@@ -1,0 +1,184 @@
+-- What must not be forgotten. SKIP LOCKED everywhere, so any number of keepers may run and none has to lead.
+
+-- name: relay_due
+-- Rows that are due: scheduled and retrying ones become pending, pending ones are offered again. The next look is pushed back
+-- first (30 s doubling up to 15 min; never for the Postgres broker, whose row is the message); the caller publishes after the commit.
+-- Rows in a broker that other living workers consume (elsewhere) are theirs.
+WITH due AS MATERIALIZED (
+    SELECT id
+    FROM switchyard.job
+    WHERE next_publish_at <= coalesce(%(now)s, clock_timestamp()) AND state IN ('scheduled', 'retrying', 'pending')
+        AND (state <> 'pending' OR broker = %(broker)s OR NOT (broker = ANY(%(elsewhere)s::text[])))
+    ORDER BY next_publish_at
+    LIMIT %(limit)s
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE switchyard.job AS j
+SET state = 'pending', broker = %(broker)s,
+    next_publish_at = CASE
+        WHEN %(carries)s
+            THEN coalesce(%(now)s, clock_timestamp()) + make_interval(secs => least(%(grace)s * 2 ^ least(j.publish_count, 10), 900))
+    END,
+    publish_count = j.publish_count + 1
+WHERE j.id = ANY(ARRAY(SELECT id FROM due))
+RETURNING j.id, j.queue, j.actor, j.priority;
+
+-- name: next_due
+-- When the relay has to wake up, in seconds from now; null when nothing waits.
+SELECT extract(epoch FROM min(next_publish_at) - clock_timestamp())::float8 AS seconds
+FROM switchyard.job
+WHERE next_publish_at IS NOT NULL;
+
+-- name: make_due
+-- Triggers that did not reach the broker: the relay's turn, at once.
+UPDATE switchyard.job
+SET next_publish_at = clock_timestamp()
+WHERE id = ANY(%(ids)s::bigint[]) AND state = 'pending' AND next_publish_at IS NOT NULL;
+
+-- name: living_brokers
+-- Which brokers have a living worker.
+SELECT DISTINCT broker FROM switchyard.worker WHERE beat_at > clock_timestamp() - make_interval(secs => lease_seconds);
+
+-- name: adopt_rows
+-- Pending rows of the Postgres broker that no living worker consumes: due, so that this process's relay publishes them elsewhere.
+UPDATE switchyard.job AS j
+SET next_publish_at = clock_timestamp()
+FROM (
+    SELECT id
+    FROM switchyard.job
+    WHERE state = 'pending' AND broker = 'postgres' AND next_publish_at IS NULL
+    ORDER BY queue, suspect, priority, id
+    LIMIT %(limit)s
+    FOR UPDATE SKIP LOCKED
+) AS stray
+WHERE j.id = stray.id
+RETURNING j.id;
+
+-- name: adopt_triggers
+-- Pending rows whose trigger lies in a broker that no living worker consumes: due at once instead of at their next repair.
+UPDATE switchyard.job AS j
+SET next_publish_at = clock_timestamp()
+FROM (
+    SELECT id
+    FROM switchyard.job
+    WHERE next_publish_at > clock_timestamp() AND state = 'pending' AND NOT (broker = ANY(%(living)s::text[]))
+    LIMIT %(limit)s
+    FOR UPDATE SKIP LOCKED
+) AS stray
+WHERE j.id = stray.id
+RETURNING j.id;
+
+-- name: expired_workers
+-- Worker processes with claims past their lease, and whether the process is alive all the same (it gave up single jobs).
+SELECT
+    j.worker,
+    coalesce(bool_or(w.beat_at > coalesce(%(now)s, clock_timestamp()) - make_interval(secs => w.lease_seconds)), false) AS alive
+FROM switchyard.job AS j
+LEFT JOIN switchyard.worker AS w ON w.id = j.worker
+WHERE j.state = 'running' AND j.lease_until < coalesce(%(now)s, clock_timestamp())
+GROUP BY j.worker;
+
+-- name: rescue_worker
+-- Take back the expired claims of one worker. Of a dead process all claims come back together, once the last lease has ended: if
+-- one of them is a suspect that had started, it is held guilty and alone gains a loss; if none is, all become suspects, to be run
+-- one at a time. A guilty job waits longer with each loss. A living process lost hold of this very job: that is a loss at once.
+WITH expired AS MATERIALIZED (
+    SELECT j.id, (%(alive)s OR (j.suspect AND j.started_at IS NOT NULL)) AS guilty
+    FROM switchyard.job AS j
+    WHERE j.worker = %(worker)s AND j.state = 'running' AND j.lease_until < coalesce(%(now)s, clock_timestamp())
+        AND (
+            %(alive)s
+            OR NOT EXISTS (
+                SELECT 1
+                FROM switchyard.job AS other
+                WHERE other.worker = %(worker)s AND other.state = 'running'
+                    AND other.lease_until >= coalesce(%(now)s, clock_timestamp())
+            )
+        )
+    ORDER BY j.id
+    FOR UPDATE OF j SKIP LOCKED
+),
+verdict AS (
+    SELECT id, guilty, bool_or(guilty) OVER () AS found FROM expired
+),
+rescued AS (
+    UPDATE switchyard.job AS j
+    SET state = CASE
+            WHEN v.guilty AND j.lost + 1 >= %(max_lost)s THEN 'dead'
+            WHEN v.guilty THEN 'scheduled'
+            ELSE 'pending'
+        END,
+        lost = j.lost + CASE WHEN v.guilty THEN 1 ELSE 0 END,
+        suspect = CASE WHEN v.guilty AND j.lost + 1 >= %(max_lost)s THEN false WHEN v.found THEN v.guilty OR j.suspect ELSE true END,
+        -- last_token says what a holder committed itself; a claim taken back was not, and its late holder has to learn that.
+        token = NULL, last_token = NULL, lease_until = NULL,
+        finished_at = CASE WHEN v.guilty AND j.lost + 1 >= %(max_lost)s THEN clock_timestamp() END,
+        dead_reason = CASE WHEN v.guilty AND j.lost + 1 >= %(max_lost)s THEN 'worker_lost' END,
+        error_type = CASE WHEN v.guilty THEN 'WorkerLost' ELSE j.error_type END,
+        error = CASE WHEN v.guilty THEN 'the worker process ' || %(worker)s || ' was lost while it ran this job' ELSE j.error END,
+        run_at = CASE
+            WHEN v.guilty THEN coalesce(%(now)s, clock_timestamp()) + make_interval(secs => %(backoff)s * 2 ^ j.lost)
+            ELSE j.run_at
+        END,
+        next_publish_at = CASE
+            WHEN v.guilty AND j.lost + 1 >= %(max_lost)s THEN NULL
+            WHEN v.guilty THEN coalesce(%(now)s, clock_timestamp()) + make_interval(secs => %(backoff)s * 2 ^ j.lost)
+            ELSE coalesce(%(now)s, clock_timestamp())
+        END
+    FROM verdict AS v
+    WHERE j.id = v.id
+    RETURNING j.id, j.generation, j.attempt, j.worker, j.started_at, j.state, j.lost, v.guilty
+),
+history AS (
+    INSERT INTO switchyard.attempt (job_id, generation, attempt, worker, started_at, outcome, error_type, error)
+    SELECT
+        id, generation, attempt, worker, started_at, 'lost', 'WorkerLost',
+        'the worker process ' || worker || ' was lost'
+        || CASE WHEN guilty THEN '; this job was running' ELSE '; this job was held by it' END
+    FROM rescued
+)
+SELECT id, state, lost, guilty FROM rescued;
+
+-- name: rescue_lock
+-- One rescuer per dead worker, so that the verdict sees all its claims.
+SELECT pg_try_advisory_xact_lock(hashtext('switchyard.rescue'), hashtext(%(worker)s)) AS locked;
+
+-- name: settled_uptime
+-- How long this Postgres has been up, in seconds: after an outage the living workers' heartbeats come first.
+SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())::float8 AS seconds;
+
+-- name: forget_workers
+-- Rows of processes that died without a word, once nothing refers to them.
+DELETE FROM switchyard.worker AS w
+WHERE w.beat_at < clock_timestamp() - make_interval(secs => 10 * w.lease_seconds)
+    AND NOT EXISTS (SELECT 1 FROM switchyard.job AS j WHERE j.state = 'running' AND j.worker = w.id);
+
+-- name: mark_unknown
+-- Among the first thousand waiting rows of a queue of the Postgres broker: those whose actor this process does not know.
+UPDATE switchyard.job AS j
+SET wait_reason = 'unknown_actor', wait_since = clock_timestamp()
+FROM (
+    SELECT id, actor, wait_reason
+    FROM switchyard.job
+    WHERE queue = %(queue)s AND NOT suspect AND state = 'pending' AND broker = 'postgres'
+    ORDER BY priority, id
+    LIMIT 1000
+) AS head
+WHERE j.id = head.id AND j.state = 'pending' AND head.wait_reason IS NULL AND NOT (head.actor = ANY(%(actors)s::text[]))
+RETURNING j.id, j.actor;
+
+-- name: bury_unknown
+-- Jobs that no worker knew for too long.
+UPDATE switchyard.job AS j
+SET state = 'dead', dead_reason = 'unknown_actor', finished_at = clock_timestamp(), next_publish_at = NULL,
+    wait_reason = NULL, wait_since = NULL, error_type = 'ActorNotFound', error = 'no worker knew the actor ' || quote_literal(j.actor)
+FROM (
+    SELECT id
+    FROM switchyard.job
+    WHERE wait_reason = 'unknown_actor' AND wait_since < coalesce(%(now)s, clock_timestamp()) - make_interval(secs => %(after)s)
+        AND state = 'pending'
+    LIMIT 1000
+    FOR UPDATE SKIP LOCKED
+) AS overdue
+WHERE j.id = overdue.id
+RETURNING j.id, j.actor;

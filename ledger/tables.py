@@ -1,0 +1,189 @@
+"""The ledger's tables, as SQLAlchemy knows them: schema only, nothing is mapped.
+
+Alembic compares the migrations against this module, and the filtered reads are built from it; the hot statements are plain
+SQL in ``ledger/sql``. Everything lives in a schema of its own, so that the ledger can share a database with the application.
+
+    job       one row per job, the truth about it
+    attempt   one row per execution that did not complete (a completed one is the job's own row)
+    job_log   lines an actor wrote with ``job.log()``
+    worker    one row per living worker process, kept fresh by its heartbeat
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Float,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSON, JSONB
+
+from ledger.states import State
+
+SCHEMA = "switchyard"
+
+metadata = MetaData(
+    schema=SCHEMA,
+    naming_convention={"ix": "%(table_name)s_%(column_0_N_name)s", "ck": "%(table_name)s_%(constraint_name)s"},
+)
+
+_STATES = ", ".join(f"'{state}'" for state in State)
+_NOW = text("clock_timestamp()")
+
+job = Table(
+    "job",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    # Dramatiq's message id, the job's name for everybody outside.
+    Column("message_id", Uuid, nullable=False, unique=True),
+    Column("queue", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    # Dramatiq's: lower runs first.
+    Column("priority", Integer, nullable=False, server_default=text("0")),
+    Column("state", Text, nullable=False),
+    # {"args": [...], "kwargs": {...}} exactly as sent: json keeps the order of keys and the digits of numbers, jsonb does not.
+    Column("payload", JSON, nullable=False),
+    # Dramatiq's message options; null when there are none.
+    Column("options", JSON),
+    Column("tags", ARRAY(Text)),
+    # The job whose actor sent this one.
+    Column("parent_id", Uuid),
+    # Raised by a replay; the counters below start again with it.
+    Column("generation", Integer, nullable=False, server_default=text("1")),
+    # Executions within the generation.
+    Column("attempt", Integer, nullable=False, server_default=text("0")),
+    # Executions that failed; compared with max_attempts (max_retries + 1; null: no bound).
+    Column("failures", Integer, nullable=False, server_default=text("0")),
+    Column("max_attempts", Integer),
+    # Worker deaths this job was held guilty of; compared with MAX_LOST.
+    Column("lost", Integer, nullable=False, server_default=text("0")),
+    # Was in a process that died: runs alone among suspects, so that the guilty one is found.
+    Column("suspect", Boolean, nullable=False, server_default=text("false")),
+    # The transport this job's trigger was last published to.
+    Column("broker", Text, nullable=False),
+    # The claim: a random token guards every write of the claim's holder. last_token is that of the claim given up last.
+    Column("token", Uuid),
+    Column("last_token", Uuid),
+    Column("worker", Text),
+    Column("lease_until", DateTime(timezone=True)),
+    # When the relay has to look at the row: its due time, or the time its trigger counts as lost. Null: the row needs no relay.
+    Column("next_publish_at", DateTime(timezone=True)),
+    # How often the relay published the row since it was last claimed.
+    Column("publish_count", Integer, nullable=False, server_default=text("0")),
+    # Why a waiting job does not run, and since when.
+    Column("wait_reason", Text),
+    Column("wait_since", DateTime(timezone=True)),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    Column("run_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    Column("started_at", DateTime(timezone=True)),
+    Column("finished_at", DateTime(timezone=True)),
+    # Percent, 0 to 100, and the actor's own word for where it is.
+    Column("progress", Float),
+    Column("stage", Text),
+    Column("result", JSON),
+    # The last failure; gone once the job completes (its history stays in attempt).
+    Column("error_type", Text),
+    Column("error", Text),
+    Column("dead_reason", Text),
+    CheckConstraint(f"state IN ({_STATES})", name="state_known"),
+    CheckConstraint(
+        "(state = 'running') = (token IS NOT NULL AND lease_until IS NOT NULL)"
+        " AND (state = 'running' OR (token IS NULL AND lease_until IS NULL))",
+        name="running_is_claimed",
+    ),
+    CheckConstraint("(state IN ('completed', 'dead', 'cancelled')) = (finished_at IS NOT NULL)", name="terminal_is_finished"),
+    CheckConstraint("(state = 'dead') = (dead_reason IS NOT NULL)", name="dead_has_reason"),
+    CheckConstraint(
+        "state NOT IN ('running', 'completed', 'dead', 'cancelled') OR next_publish_at IS NULL", name="only_waiting_is_due"
+    ),
+    CheckConstraint(
+        "state NOT IN ('scheduled', 'retrying', 'pending') OR next_publish_at IS NOT NULL"
+        " OR (state = 'pending' AND broker = 'postgres') OR wait_reason IS NOT NULL",
+        name="waiting_is_reachable",
+    ),
+    CheckConstraint("result IS NULL OR state = 'completed'", name="result_is_completed"),
+    CheckConstraint(
+        "attempt >= 0 AND failures >= 0 AND lost >= 0 AND generation >= 1 AND (max_attempts IS NULL OR max_attempts >= 1)",
+        name="counters_sane",
+    ),
+    CheckConstraint("progress IS NULL OR progress BETWEEN 0 AND 100", name="progress_is_percent"),
+    # The relay's: everything that has to be published, by time.
+    Index("job_due", "next_publish_at", postgresql_where=text("next_publish_at IS NOT NULL")),
+    # The rescue's, and the list of what runs.
+    Index("job_lease", "lease_until", postgresql_where=text("state = 'running'")),
+    # The Postgres broker's queue. Rows of other brokers do not pay for it.
+    Index(
+        "job_ready",
+        "queue",
+        "suspect",
+        "priority",
+        "id",
+        postgresql_where=text("state = 'pending' AND broker = 'postgres'"),
+    ),
+    # The dead letters and the cancelled, by time.
+    Index("job_ended_badly", "state", "finished_at", "id", postgresql_where=text("state IN ('dead', 'cancelled')")),
+    # Jobs waiting for a worker that knows their actor.
+    Index("job_unknown_actor", "wait_since", postgresql_where=text("wait_reason = 'unknown_actor'")),
+    # Every update moves the row to a new version on the same page if there is room; the table is small and hot.
+    postgresql_with={"fillfactor": "70", "autovacuum_vacuum_scale_factor": "0.02", "autovacuum_analyze_scale_factor": "0.05"},
+)
+
+attempt = Table(
+    "attempt",
+    metadata,
+    Column("job_id", BigInteger, ForeignKey(job.c.id, ondelete="CASCADE"), primary_key=True),
+    Column("generation", Integer, primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("worker", Text),
+    Column("started_at", DateTime(timezone=True)),
+    Column("finished_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    # failed | lost | released | snoozed | cancelled
+    Column("outcome", Text, nullable=False),
+    Column("error_type", Text),
+    Column("error", Text),
+    Column("traceback", Text),
+    CheckConstraint("outcome IN ('failed', 'lost', 'released', 'snoozed', 'cancelled')", name="outcome_known"),
+)
+
+job_log = Table(
+    "job_log",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("job_id", BigInteger, ForeignKey(job.c.id, ondelete="CASCADE"), nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    Column("line", Text, nullable=False),
+    Index("job_log_job_id_id", "job_id", "id"),
+)
+
+worker = Table(
+    "worker",
+    metadata,
+    # host:pid:random, unique for ever.
+    Column("id", Text, primary_key=True),
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("broker", Text, nullable=False),
+    Column("queues", ARRAY(Text), nullable=False),
+    Column("threads", Integer, nullable=False),
+    Column("running", Integer, nullable=False, server_default=text("0")),
+    # What the process counted since its start: triggers dropped as undecodable, unknown or stale, claims refused, and so on.
+    Column("counters", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("started_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    Column("beat_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    # How long this process may be silent before it counts as dead, in seconds: its own LEASE.
+    Column("lease_seconds", Float, nullable=False),
+)

@@ -1,0 +1,8 @@
+"""Which migration this code needs. A worker refuses to start on a database that is behind it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: The newest revision of ``migrations/versions``.
+LEDGER_REVISION: Final = "0002"

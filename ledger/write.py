@@ -1,0 +1,385 @@
+"""The write path: each function is one guarded statement on the connection it is given.
+
+Whoever calls decides about transactions and repeats; every statement here is safe to repeat after a lost reply (ids are made by
+the caller, tokens guard the rest). Multi-row statements get their rows sorted by id, so that two of them lock in the same order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
+from time import monotonic
+from typing import Any, Final
+from uuid import UUID
+
+from psycopg import Connection
+
+from errors import JobExists
+from ledger.arrays import plain, texts
+from ledger.records import ClaimedJob, DueJob, Enqueued, Finish, NewJob, Rescued, WorkerRow
+from ledger.sql import SQL
+from ledger.states import TERMINAL, State
+
+Conn = Connection[Any]
+
+#: How long a published trigger may take to be claimed before the relay publishes it again, in seconds. Only repairs wait for it.
+PUBLISH_GRACE: Final = 30.0
+#: Rows per statement of a bulk insert.
+CHUNK: Final = 1_000
+
+_by_id = attrgetter("id")
+
+
+def enqueue(connection: Conn, job: NewJob) -> Enqueued:
+    """Write one job, or recognise that this very send wrote it before.
+
+    Raises:
+        JobExists: another job, or one that has ended, has this message id.
+    """
+    row = connection.execute(
+        SQL["enqueue"],
+        {
+            "message_id": job.message_id,
+            "queue": job.queue,
+            "actor": job.actor,
+            "priority": job.priority,
+            "payload": job.payload,
+            "options": job.options,
+            "max_attempts": job.max_attempts,
+            "parent_id": job.parent_id,
+            "tags": job.tags,
+            "broker": job.broker,
+            "delay": job.delay,
+            "grace": job.grace,
+        },
+    ).fetchone()
+    if row is not None:
+        return Enqueued(row[0], job.message_id, True)
+    return _recognise(connection, [job])[0]
+
+
+def enqueue_many(connection: Conn, jobs: Sequence[NewJob]) -> list[Enqueued]:
+    """Write many jobs in the order given, a thousand rows a statement, in one transaction: all or none.
+
+    Raises:
+        JobExists: as ``enqueue``; then nothing was written.
+    """
+    written: list[Enqueued] = []
+    with connection.transaction():
+        for start in range(0, len(jobs), CHUNK):
+            written += _insert_chunk(connection, jobs[start : start + CHUNK])
+    return written
+
+
+def _insert_chunk(connection: Conn, jobs: Sequence[NewJob]) -> list[Enqueued]:
+    rows = connection.execute(
+        SQL["enqueue_many"],
+        {
+            "message_ids": texts(job.message_id for job in jobs),
+            "queues": texts(job.queue for job in jobs),
+            "actors": texts(job.actor for job in jobs),
+            "priorities": plain(job.priority for job in jobs),
+            "payloads": texts(job.payload for job in jobs),
+            "options": texts(job.options for job in jobs),
+            "max_attempts": plain(job.max_attempts for job in jobs),
+            "parent_ids": texts(job.parent_id for job in jobs),
+            # An array of arrays must be rectangular, so each job's tags travel as the text of one.
+            "tags": texts(None if job.tags is None else texts(job.tags) for job in jobs),
+            "brokers": texts(job.broker for job in jobs),
+            "delays": plain(job.delay for job in jobs),
+            "graces": plain(job.grace for job in jobs),
+        },
+    ).fetchall()
+    ids = {message_id: id_ for id_, message_id in rows}
+    if len(ids) == len(jobs) and all(job.message_id in ids for job in jobs):
+        return [Enqueued(ids[job.message_id], job.message_id, True) for job in jobs]
+    return _sorted_out(connection, jobs, ids)
+
+
+def _sorted_out(connection: Conn, jobs: Sequence[NewJob], ids: dict[str, int]) -> list[Enqueued]:
+    """Tell the jobs that were written from those stored before, and those that stand in the batch twice."""
+    written = {}
+    for position, job in enumerate(jobs):
+        id_ = ids.pop(str(UUID(job.message_id)), None)
+        if id_ is not None:
+            written[position] = Enqueued(id_, job.message_id, True)
+    others = iter(_recognise(connection, [job for position, job in enumerate(jobs) if position not in written]))
+    return [written.get(position) or next(others) for position in range(len(jobs))]
+
+
+def _recognise(connection: Conn, jobs: Sequence[NewJob]) -> list[Enqueued]:
+    """A send repeats itself after a lost reply: the same actor and arguments under the same id are the same job, while it lives."""
+    rows = connection.execute(SQL["existing_jobs"], {"message_ids": [job.message_id for job in jobs]}).fetchall()
+    found = {row[1]: row for row in rows}
+    same: list[Enqueued] = []
+    for job in jobs:
+        row = found.get(str(UUID(job.message_id)))
+        if row is None:
+            raise JobExists(job.message_id, "it was removed while it was being sent again")
+        id_, _, queue, actor, state, payload = row
+        if (queue, actor, payload) != (job.queue, job.actor, job.payload):
+            raise JobExists(job.message_id, f"with actor {actor!r} and other arguments")
+        if State(state) in TERMINAL:
+            raise JobExists(job.message_id, f"it is {state}")
+        same.append(Enqueued(id_, job.message_id, False))
+    return same
+
+
+def claim_by_id(
+    connection: Conn, ids: Sequence[int], *, actors: Sequence[str], worker: str, token: str, lease: float, suspects: bool = False
+) -> list[ClaimedJob]:
+    """Claim those of the rows that are pending, of a known actor, and (not) suspects; the rest stays as it is."""
+    rows = connection.execute(
+        SQL["claim_by_id"],
+        {
+            "ids": plain(sorted(set(ids))),
+            "actors": actors,
+            "worker": worker,
+            "token": token,
+            "lease": lease,
+            "suspects": suspects,
+        },
+    ).fetchall()
+    # The update returns rows by id; the triggers came in the order they should run in.
+    position = {id_: place for place, id_ in enumerate(ids)}
+    return [ClaimedJob(*row) for row in sorted(rows, key=lambda row: position[row[0]])]
+
+
+def claim_next(
+    connection: Conn,
+    queue: str,
+    limit: int,
+    *,
+    actors: Sequence[str],
+    worker: str,
+    token: str,
+    lease: float,
+    suspects: bool = False,
+) -> list[ClaimedJob]:
+    """Claim up to ``limit`` rows of one queue of the Postgres broker, best priority and oldest first."""
+    rows = connection.execute(
+        SQL["claim_next"],
+        {
+            "queue": queue,
+            "limit": limit,
+            "actors": actors,
+            "worker": worker,
+            "token": token,
+            "lease": lease,
+            "suspects": suspects,
+        },
+    ).fetchall()
+    rows.sort(key=lambda row: (row[-1], row[0]))
+    return [ClaimedJob(*row[:-1]) for row in rows]
+
+
+def claimed_with_token(connection: Conn, *, worker: str, token: str) -> list[ClaimedJob]:
+    """What a claim took whose reply was lost."""
+    rows = connection.execute(SQL["claimed_with_token"], {"worker": worker, "token": token}).fetchall()
+    return [ClaimedJob(*row) for row in rows]
+
+
+def ready_queues(connection: Conn, queues: Sequence[str], actors: Sequence[str]) -> list[tuple[str, bool]]:
+    """The queues of the Postgres broker that hold something claimable, each with whether it is a suspect."""
+    rows = connection.execute(SQL["ready_queues"], {"queues": queues, "actors": actors}).fetchall()
+    return [(row[0], row[1]) for row in rows]
+
+
+def why_not_claimed(connection: Conn, ids: Sequence[int]) -> dict[int, tuple[State, str, bool]]:
+    """State, actor and suspicion of rows that a claim left alone; ids that no row has are missing."""
+    rows = connection.execute(SQL["why_not_claimed"], {"ids": list(ids)}).fetchall()
+    return {row[0]: (State(row[1]), row[2], row[3]) for row in rows}
+
+
+def postpone_suspects(connection: Conn, ids: Sequence[int], delay: float) -> None:
+    """Push back the repair of suspects that this process keeps in mind (``delay`` in seconds)."""
+    connection.execute(SQL["postpone_suspects"], {"ids": sorted(ids), "delay": delay})
+
+
+def postpone_unknown(connection: Conn, ids: Sequence[int], actors: Sequence[str], delay: float) -> None:
+    """Have the relay offer jobs of an unknown actor again, after ``delay`` seconds doubling up to a minute."""
+    connection.execute(SQL["postpone_unknown"], {"ids": sorted(ids), "actors": actors, "delay": delay})
+
+
+def record_start(connection: Conn, id_: int, token: str, lease: float) -> bool:
+    """Commit that a suspect starts. False: the claim is lost and it must not."""
+    return connection.execute(SQL["record_start"], {"id": id_, "token": token, "lease": lease}).fetchone() is not None
+
+
+def finish(connection: Conn, finishes: Iterable[Finish]) -> set[int]:
+    """Write how a batch of executions ended, and the jobs that follow from it, in one transaction.
+
+    Returns the ids that were still ours; of the others nothing was written, neither end nor children.
+    """
+    completed: list[Finish] = []
+    otherwise: list[Finish] = []
+    children = False
+    for entry in sorted(finishes, key=_by_id):
+        (completed if entry.state is State.COMPLETED else otherwise).append(entry)
+        children = children or bool(entry.children)
+    if not otherwise and not children:
+        return _finish_completed(connection, completed)
+    with connection.transaction():
+        done = _finish_completed(connection, completed) if completed else set()
+        if otherwise:
+            done |= _finish_otherwise(connection, otherwise)
+        following = [child for entry in (*completed, *otherwise) if entry.id in done for child in entry.children]
+        if following:
+            enqueue_many(connection, following)
+    return done
+
+
+def _finish_completed(connection: Conn, entries: list[Finish]) -> set[int]:
+    now = monotonic()
+    rows = connection.execute(
+        SQL["finish_completed"],
+        {
+            "ids": plain(entry.id for entry in entries),
+            "tokens": plain(entry.token for entry in entries),
+            "results": texts(entry.result for entry in entries),
+            "started_ages": plain(now - entry.started for entry in entries),
+            "finished_ages": plain(now - entry.finished for entry in entries),
+        },
+    ).fetchall()
+    return {row[0] for row in rows}
+
+
+def _finish_otherwise(connection: Conn, entries: list[Finish]) -> set[int]:
+    now = monotonic()
+    rows = connection.execute(
+        SQL["finish_otherwise"],
+        {
+            "ids": [entry.id for entry in entries],
+            "tokens": [entry.token for entry in entries],
+            "states": [entry.state.value for entry in entries],
+            "outcomes": [entry.outcome for entry in entries],
+            "delays": [entry.delay for entry in entries],
+            "started_ages": [now - entry.started for entry in entries],
+            "finished_ages": [now - entry.finished for entry in entries],
+            "error_types": [entry.error_type for entry in entries],
+            "errors": [entry.error for entry in entries],
+            "tracebacks": [entry.traceback for entry in entries],
+            "dead_reasons": [entry.dead_reason for entry in entries],
+        },
+    ).fetchall()
+    return {row[0] for row in rows}
+
+
+def own_commits(connection: Conn, finishes: Sequence[Finish]) -> set[int]:
+    """Of finishes that matched no row: those that an earlier try committed, its reply lost."""
+    parameters = {"ids": [entry.id for entry in finishes], "tokens": [entry.token for entry in finishes]}
+    return {row[0] for row in connection.execute(SQL["own_commits"], parameters).fetchall()}
+
+
+def release_unstarted(connection: Conn, claims: Sequence[tuple[int, str]]) -> set[int]:
+    """Give back claims (id, token) that never started; no attempt is spent. Returns the ids that were still ours."""
+    ordered = sorted(claims)
+    parameters = {"ids": [id_ for id_, _ in ordered], "tokens": [token for _, token in ordered]}
+    return {row[0] for row in connection.execute(SQL["release_unstarted"], parameters).fetchall()}
+
+
+def beat(connection: Conn, worker: WorkerRow) -> None:
+    """Say that a worker process lives."""
+    connection.execute(
+        SQL["beat"],
+        {
+            "id": worker.id,
+            "host": worker.host,
+            "pid": worker.pid,
+            "broker": worker.broker,
+            "queues": worker.queues,
+            "threads": worker.threads,
+            "running": worker.running,
+            "counters": json.dumps(worker.counters),
+            "lease": worker.lease,
+        },
+    )
+
+
+def extend_leases(connection: Conn, claims: Sequence[tuple[int, str, float | None]], lease: float) -> set[int]:
+    """Extend the leases of claims (id, token, seconds since the start or None). Returns the ids that are still ours."""
+    ordered = sorted(claims, key=lambda claim: claim[0])
+    ids, tokens = [claim[0] for claim in ordered], [claim[1] for claim in ordered]
+    parameters = {"ids": ids, "tokens": tokens, "started_ages": [claim[2] for claim in ordered], "lease": lease}
+    ours = {row[0] for row in connection.execute(SQL["extend_leases"], parameters).fetchall()}
+    if len(ours) < len(ids):
+        ours |= {row[0] for row in connection.execute(SQL["still_held"], {"ids": ids, "tokens": tokens}).fetchall()}
+    return ours
+
+
+def retire_worker(connection: Conn, worker_id: str) -> None:
+    """Remove the row of a process that leaves in good order."""
+    connection.execute(SQL["retire_worker"], {"id": worker_id})
+
+
+def record_progress(connection: Conn, id_: int, token: str, progress: float, stage: str | None) -> bool:
+    """Store a running job's progress. False: the claim is lost."""
+    parameters = {"id": id_, "token": token, "progress": progress, "stage": stage}
+    return connection.execute(SQL["record_progress"], parameters).fetchone() is not None
+
+
+def append_log(connection: Conn, id_: int, token: str, lines: Sequence[str], ages: Sequence[float]) -> bool:
+    """Store lines of a running job's log, each with its age in seconds. False: the claim is lost."""
+    parameters = {"id": id_, "token": token, "lines": list(lines), "ages": list(ages)}
+    return connection.execute(SQL["append_log"], parameters).fetchone() is not None
+
+
+def relay_due(
+    connection: Conn, *, broker: str, carries: bool, elsewhere: Sequence[str] = (), limit: int = CHUNK, now: object = None
+) -> list[DueJob]:
+    """Make up to ``limit`` due rows pending in ``broker`` and push back their next look; the caller publishes them.
+
+    Parameters:
+        carries: whether the broker carries triggers; if not, the rows need no further look.
+        elsewhere: brokers that other living workers consume; pending rows there are left alone.
+        now: a ``datetime`` instead of the database's clock, for tests.
+    """
+    parameters = {
+        "broker": broker,
+        "carries": carries,
+        "elsewhere": list(elsewhere),
+        "limit": limit,
+        "grace": PUBLISH_GRACE,
+        "now": now,
+    }
+    return [DueJob(*row) for row in connection.execute(SQL["relay_due"], parameters).fetchall()]
+
+
+def make_due(connection: Conn, ids: Sequence[int]) -> None:
+    """Triggers that did not reach their broker: the relay publishes these rows at once."""
+    connection.execute(SQL["make_due"], {"ids": sorted(ids)})
+
+
+def next_due(connection: Conn) -> float | None:
+    """Seconds until the relay has something to do (negative: overdue); None when nothing waits."""
+    row = connection.execute(SQL["next_due"]).fetchone()
+    return row[0] if row else None
+
+
+def expired_workers(connection: Conn, now: object = None) -> list[tuple[str, bool]]:
+    """Workers with claims past their lease, each with whether its process is alive all the same."""
+    return [(row[0], row[1]) for row in connection.execute(SQL["expired_workers"], {"now": now}).fetchall()]
+
+
+def rescue_worker(
+    connection: Conn, worker: str, *, alive: bool, max_lost: int, backoff: float = 1.0, now: object = None
+) -> list[Rescued]:
+    """Take back the expired claims of one worker; empty when another rescuer is at it, or a lease of a dead one still runs."""
+    with connection.transaction():
+        row = connection.execute(SQL["rescue_lock"], {"worker": worker}).fetchone()
+        if row is None or not row[0]:
+            return []
+        parameters = {"worker": worker, "alive": alive, "max_lost": max_lost, "backoff": backoff, "now": now}
+        rows = connection.execute(SQL["rescue_worker"], parameters).fetchall()
+    return [Rescued(row[0], State(row[1]), row[2], row[3]) for row in rows]
+
+
+def cancel_waiting(connection: Conn, message_id: str) -> bool:
+    """Cancel a job that no worker holds. False: it is running, or has ended, or is unknown."""
+    return connection.execute(SQL["cancel_waiting"], {"message_id": message_id}).fetchone() is not None
+
+
+def replay(connection: Conn, message_id: str) -> bool:
+    """Begin a new generation of a dead or cancelled job. False: it is neither."""
+    return connection.execute(SQL["replay"], {"message_id": message_id}).fetchone() is not None
