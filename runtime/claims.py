@@ -1,0 +1,207 @@
+"""The claims a worker process holds, from the claim's commit to the commit of how the execution ended.
+
+    fetcher ──accept──► unstarted ──start──► running ──finish──► settling ──committed──► gone
+                            └── withdraw (shutdown, waited too long) ──► released
+
+A claim is in exactly one of the three tables, and moving it is one ``dict.pop``: whoever pops it owns the move, so a claim can never
+be started and released at once. Room is what the process may still take: one budget for all its transports, the idle threads
+plus what finished within the last 50 ms, so that short jobs are fetched in large batches and long ones are not hoarded.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from enum import Enum
+from time import monotonic
+from typing import Any, Final
+
+from ledger.records import ClaimedJob, Finish
+from runtime.interrupt import Guard
+
+#: The stretch of work that may wait in the process, in seconds.
+ROOM_WINDOW: Final = 0.05
+#: Most claims that may wait unstarted, however short the jobs are.
+MAX_ROOM: Final = 500
+#: The share of a lease after which a process that could not heartbeat starts nothing any more.
+LEASE_MARGIN: Final = 0.8
+
+
+class Completion(Enum):
+    """Where a job is that ends in a transaction of its own (``job.transaction()``), instead of by the flusher."""
+
+    #: The guarded finish is on its way to the commit: whether the row is still ours is for that transaction to find out.
+    UNDER_WAY = "under way"
+    #: The end is written, nothing more is.
+    COMMITTED = "committed"
+
+
+class Claim:
+    """One job that this process owns until its lease ends."""
+
+    __slots__ = (
+        "completion",
+        "deadline",
+        "ending",
+        "guard",
+        "job",
+        "log_lines",
+        "lost",
+        "received",
+        "started",
+        "time_limit",
+        "token",
+    )
+
+    def __init__(self, job: ClaimedJob, token: str, requested: float, lease: float) -> None:
+        self.job = job
+        self.token = token
+        #: Monotonic times: when the claim arrived, when its body started, until when its lease can be trusted.
+        self.received = monotonic()
+        self.started: float | None = None
+        self.deadline = requested + LEASE_MARGIN * lease
+        #: How the execution ended, as the hooks noted it; it leaves the process through ack or nack alone.
+        self.ending: Finish | None = None
+        #: Set by ``job.transaction()`` alone.
+        self.completion: Completion | None = None
+        #: Another process may own the job by now: nothing this one writes is accepted.
+        self.lost = False
+        #: Seconds after which the body is interrupted; None: never.
+        self.time_limit: float | None = None
+        self.guard: Guard | None = None
+        self.log_lines = 0
+
+
+class HeldClaims:
+    """The three tables, the room, and the one place for a suspect.
+
+    Parameters:
+        threads: worker threads of the process.
+        lease: seconds a claim stays valid without a heartbeat.
+        start_suspect: commits that a suspect starts; False means its claim is lost.
+    """
+
+    def __init__(self, *, threads: int, lease: float, start_suspect: Callable[[Claim], bool]) -> None:
+        self.threads = threads
+        self.lease = lease
+        self.unstarted: dict[Claim, None] = {}
+        self.running: dict[Claim, None] = {}
+        self.settling: dict[Claim, None] = {}
+        self.distrusted: dict[Claim, None] = {}
+        self.finished = 0
+        self._start_suspect = start_suspect
+        self._suspect: Claim | None = None
+        self._samples: deque[tuple[float, int]] = deque([(monotonic(), 0)])
+        self._closed = False
+        self._wake_at = 0
+        self._room_wanted = False
+        self._room_freed = threading.Event()
+
+    def room(self) -> int:
+        """How many more jobs may be claimed now (0: none)."""
+        budget = self._budget()
+        waiting = len(self.unstarted)
+        # Fill up at half: claiming one by one as each job ends would cost a statement per job.
+        self._wake_at = budget // 2
+        return budget - waiting if waiting <= self._wake_at and not self._closed else 0
+
+    def _budget(self) -> int:
+        now, finished = monotonic(), self.finished
+        samples = self._samples
+        while len(samples) > 1 and samples[1][0] < now - ROOM_WINDOW:
+            samples.popleft()
+        since, before = samples[0]
+        recent = (finished - before) * min(1.0, ROOM_WINDOW / max(now - since, 1e-6))
+        if now - samples[-1][0] > ROOM_WINDOW / 10:
+            samples.append((now, finished))
+        return min(MAX_ROOM, int(max(0, self.threads - len(self.running)) + recent))
+
+    def wait_for_room(self, timeout: float) -> int:
+        """Block until there is room, for at most ``timeout`` seconds or until ``close``. Returns the room."""
+        deadline = monotonic() + timeout
+        while True:
+            self._room_freed.clear()
+            self._room_wanted = True
+            room = self.room()
+            left = deadline - monotonic()
+            if room > 0 or left <= 0 or self._closed:
+                self._room_wanted = False
+                return room
+            self._room_freed.wait(left)
+
+    def close(self) -> None:
+        """Take no more: there is no room from now on, and nobody waits for it."""
+        self._closed = True
+        self._room_freed.set()
+
+    def accept(self, claims: Iterable[Claim]) -> None:
+        """Claims that were committed."""
+        for claim in claims:
+            if claim.job.suspect:
+                self._suspect = claim
+            self.unstarted[claim] = None
+
+    def start(self, claim: Claim) -> bool:
+        """Whether this thread may run the claim now. False: it was released or lost meanwhile, or the process is ending."""
+        if self._closed:
+            # Left where it is: the shutdown releases what has not started, also what was claimed while it began.
+            return False
+        if self._taken(self.unstarted, claim):
+            if claim.lost:
+                self.forget(claim)
+                return False
+            if monotonic() > claim.deadline or (claim.job.suspect and not self._start_suspect(claim)):
+                # Not to be trusted, yet perhaps still ours: the heartbeat gives it back by its token once Postgres answers.
+                self.distrusted[claim] = None
+                return False
+            claim.started = monotonic()
+            self.running[claim] = None
+            return True
+        return False
+
+    def finish(self, claim: Claim) -> bool:
+        """The execution is over, its end on the way into the ledger. False: it was given up before (a release at the grace's end)."""
+        if not self._taken(self.running, claim):
+            return False
+        self.settling[claim] = None
+        self.finished += 1
+        if self._room_wanted and len(self.unstarted) <= self._wake_at:
+            self._room_freed.set()
+        return True
+
+    def forget(self, claim: Claim) -> None:
+        """The claim has left the process for good."""
+        self.settling.pop(claim, None)
+        if self._suspect is claim:
+            self._suspect = None
+        if self._room_wanted:
+            self._room_freed.set()
+
+    def withdraw(self, older_than: float = 0.0) -> list[Claim]:
+        """Take back what has not started (and has waited for ``older_than`` seconds) or may not start, to be released."""
+        horizon = monotonic() - older_than
+        waited = [c for c in list(self.unstarted) if c.received <= horizon and self._taken(self.unstarted, c)]
+        return waited + [claim for claim in list(self.distrusted) if self._taken(self.distrusted, claim)]
+
+    def withdraw_running(self) -> list[Claim]:
+        """Take back what is running: the process is about to end, and nothing these threads do counts any more."""
+        return [claim for claim in list(self.running) if self._taken(self.running, claim)]
+
+    def all(self) -> list[Claim]:
+        """Everything whose lease has to be extended."""
+        return [*list(self.unstarted), *list(self.running), *list(self.settling)]
+
+    @property
+    def suspect_held(self) -> bool:
+        """Whether a suspect is held: a process holds one at a time, so that a death tells which one was guilty."""
+        return self._suspect is not None
+
+    def suspect_pause(self) -> float:
+        """How long to wait, in seconds, before asking again whether the next suspect may run: a fifth of the age of the one in hand."""
+        suspect = self._suspect
+        return 0.01 if suspect is None else min(1.0, max(0.01, (monotonic() - suspect.received) / 5))
+
+    @staticmethod
+    def _taken(table: dict[Claim, Any], claim: Claim) -> bool:
+        return table.pop(claim, claim) is None

@@ -1,0 +1,139 @@
+"""The heartbeat: every third of a lease one statement says that the process lives and extends the leases of what it holds.
+
+What the ledger does not confirm is somebody else's by now: unstarted claims are dropped, running ones are told. What has waited
+unstarted for a whole beat is given back, since another process may have a thread for it. A job past its own time limit is not
+extended: if its thread hangs where no exception reaches it, the lease ends it. While Postgres is away nothing is extended, and each
+claim's own deadline (80 % of the lease, on the monotonic clock) keeps the threads from starting it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from time import monotonic
+from typing import Final
+
+import psycopg
+from structlog.stdlib import get_logger
+
+from errors import LedgerUnavailable
+from ledger import write
+from ledger.database import BoundedConnection, Database
+from ledger.records import WorkerRow
+from runtime.claims import LEASE_MARGIN, Claim, HeldClaims
+from runtime.counters import Counters
+from runtime.outage import Outage
+
+logger = get_logger(__name__)
+
+#: How long past its time limit a job is still extended, in seconds: the interruption gets through within this, or not at all.
+TIME_LIMIT_GRACE: Final = 5.0
+
+
+class Heartbeat:
+    """Beats for one worker process."""
+
+    def __init__(
+        self, database: Database, held: HeldClaims, counters: Counters, worker: WorkerRow, queues: Callable[[], list[str]]
+    ) -> None:
+        self._database = database
+        self._held = held
+        self._counters = counters
+        self._worker = worker
+        self._queues = queues
+        self._stop = threading.Event()
+        self._connection: BoundedConnection | None = None
+        self._thread = threading.Thread(target=self._run, name="switchyard-heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Register the process, then beat in a thread.
+
+        Raises:
+            LedgerUnavailable: the first beat did not reach Postgres.
+        """
+        self.beat()
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread still works."""
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """End the thread and take the process off the list of workers."""
+        self._stop.set()
+        self._thread.join(2.0)
+        try:
+            write.retire_worker(self._connected(), self._worker.id)
+        except (psycopg.Error, LedgerUnavailable) as error:
+            # Harmless: the keepers forget a silent worker after ten leases.
+            logger.debug("could not sign off", error=str(error).strip())
+        self._disconnect()
+
+    def _run(self) -> None:
+        outage = Outage("heartbeat")
+        while not self._stop.wait(self._held.lease / 3):
+            try:
+                self.beat()
+                outage.over()
+            except (psycopg.Error, LedgerUnavailable) as error:
+                # The leases run on; whoever's end passes 80 % is not started, and what runs keeps its result until Postgres is back.
+                outage.failed(error)
+                self._disconnect()
+            except Exception:
+                # The outermost loop of the thread: a process that stopped beating would lose every job it runs.
+                logger.critical("heartbeat failed, trying again", exc_info=True)
+                self._disconnect()
+
+    def beat(self) -> None:
+        """One beat: the worker's row, the leases, and what follows from the answer."""
+        now = monotonic()
+        connection = self._connected()
+        claims = [claim for claim in self._held.all() if not self._overdue(claim, now)]
+        if claims:
+            rows = [(claim.job.id, claim.token, None if claim.started is None else now - claim.started) for claim in claims]
+            ours = write.extend_leases(connection, rows, self._held.lease)
+            for claim in claims:
+                if claim.job.id in ours:
+                    claim.deadline = now + LEASE_MARGIN * self._held.lease
+                else:
+                    self._lose(claim)
+        # The leases come first: were the process seen alive while they are expired (it was paused), each job would be held guilty.
+        self._worker.queues = self._queues()
+        self._worker.running = len(self._held.running)
+        self._worker.counters = self._counters.snapshot()
+        write.beat(connection, self._worker)
+        self._release_waiting(connection)
+
+    def _release_waiting(self, connection: BoundedConnection) -> None:
+        waited = self._held.withdraw(older_than=self._held.lease / 3)
+        if waited:
+            write.release_unstarted(connection, [(claim.job.id, claim.token) for claim in waited])
+            for claim in waited:
+                self._held.forget(claim)
+            self._counters.add("released_unstarted", len(waited))
+
+    def _lose(self, claim: Claim) -> None:
+        # A claim that is settling was finished between the snapshot and the statement: its row left running by our own hand. So it
+        # was, perhaps, when the job's own transaction is at its end: that transaction finds out.
+        if claim.completion is not None:
+            return
+        if claim in self._held.running or claim in self._held.unstarted:
+            claim.lost = True
+            self._counters.add("leases_lost")
+            logger.warning("lease lost", job_id=claim.job.message_id, actor=claim.job.actor)
+
+    @staticmethod
+    def _overdue(claim: Claim, now: float) -> bool:
+        limit, started = claim.time_limit, claim.started
+        return limit is not None and started is not None and now > started + limit + TIME_LIMIT_GRACE
+
+    def _connected(self) -> BoundedConnection:
+        if self._connection is None or self._connection.closed:
+            self._connection = self._database.dedicated("heartbeat", batches=True)
+        return self._connection
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()

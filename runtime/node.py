@@ -1,0 +1,176 @@
+"""One worker process: its claims, its queue, its flusher and heartbeat, and how it ends.
+
+    boot       the database is checked, the first heartbeat registers the process
+    shutdown   1. nothing is fetched any more; what has not started is released, spending no attempt
+               2. running jobs may end within SHUTDOWN_GRACE
+               3. then they get ``Shutdown``; a second later they are released by token, due at once, and the process ends
+
+Dramatiq's own order (threads first, up to ten minutes) never gets as far as step 3 by itself, so a thread of ours keeps the time.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from time import monotonic
+from typing import Final
+
+import psycopg
+from dramatiq.middleware import Shutdown
+from structlog.stdlib import get_logger
+
+from errors import LedgerUnavailable
+from ledger import write
+from ledger.database import Database
+from ledger.records import Finish, WorkerRow
+from ledger.states import State
+from runtime.claims import Claim, Completion, HeldClaims
+from runtime.counters import Counters
+from runtime.flusher import Flusher
+from runtime.heartbeat import Heartbeat
+from runtime.identity import worker_id
+from runtime.workqueue import WorkQueue
+from settings import Settings
+
+logger = get_logger(__name__)
+
+#: How long a job that got ``Shutdown`` may take to clean up, in seconds.
+CLEAN_UP: Final = 1.0
+#: How often a stopping process looks whether it was told to hurry, in seconds.
+HURRY_CHECK: Final = 0.2
+#: How long the last results may take to be written, in seconds.
+LAST_FLUSH: Final = 5.0
+
+
+class WorkerNode:
+    """What one worker process holds.
+
+    Parameters:
+        queues: the queues it consumes, asked at every heartbeat.
+        on_waiting: told the seconds until the soonest job that this process sent into waiting.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        *,
+        threads: int,
+        queues: Callable[[], list[str]],
+        on_waiting: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        self.id = worker_id()
+        self.settings = settings
+        self.database = database
+        self.counters = Counters()
+        self.held = HeldClaims(threads=threads, lease=settings.lease, start_suspect=self._commit_start)
+        self.queue = WorkQueue(self.held)
+        self.flusher = Flusher(database, self.held, self.counters, on_waiting=on_waiting)
+        row = WorkerRow(
+            id=self.id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            broker=settings.broker,
+            queues=queues(),
+            threads=threads,
+            lease=settings.lease,
+        )
+        self.heartbeat = Heartbeat(database, self.held, self.counters, row, queues)
+        self._stopped = threading.Event()
+
+    def start(self) -> None:
+        """Register the process and start its threads. Raises: LedgerUnavailable."""
+        self.heartbeat.start()
+        self.flusher.start()
+
+    def finish(self, claim: Claim, finish: Finish) -> None:
+        """The execution of a claim has ended; the flusher writes how, unless the job's own transaction did."""
+        if not self.held.finish(claim):
+            return
+        if claim.completion is Completion.COMMITTED:
+            self.held.forget(claim)
+        else:
+            self.flusher.put(claim, finish)
+
+    def release_unstarted(self) -> None:
+        """Give back what has not started. Without Postgres the leases do it later."""
+        claims = self.held.withdraw()
+        if not claims:
+            return
+        try:
+            self.database.run(lambda c: write.release_unstarted(c, [(claim.job.id, claim.token) for claim in claims]))
+        except (LedgerUnavailable, psycopg.Error) as error:
+            logger.warning("could not release jobs, their leases will", jobs=len(claims), error=str(error).strip())
+        else:
+            self.counters.add("released_unstarted", len(claims))
+        for claim in claims:
+            self.held.forget(claim)
+
+    def begin_shutdown(self) -> None:
+        """Release what has not started, and see to it that what runs ends within the grace."""
+        self.held.close()
+        self.release_unstarted()
+        threading.Thread(target=self._enforce_grace, name="switchyard-grace", daemon=True).start()
+
+    def stop(self) -> None:
+        """Every thread has come to rest: write the last results and sign off."""
+        self._stopped.set()
+        self.flusher.stop(LAST_FLUSH)
+        self.heartbeat.stop()
+
+    def _enforce_grace(self) -> None:
+        ours = multiprocessing.parent_process() is not None
+        deadline = monotonic() + self.settings.shutdown_grace
+        while monotonic() < deadline:
+            if self._stopped.wait(min(HURRY_CHECK, max(0.0, deadline - monotonic()))):
+                return
+            if ours and not threading.main_thread().is_alive():
+                # A second signal: Dramatiq left without stopping anything, and only threads keep the process alive.
+                break
+        running = list(self.held.running)
+        if running:
+            logger.warning("no more time, interrupting jobs", jobs=len(running))
+        for claim in running:
+            if claim.guard is not None:
+                claim.guard.interrupt(Shutdown)
+        if running and self._stopped.wait(CLEAN_UP):
+            return
+        stuck = [claim for claim in self.held.withdraw_running() if claim.completion is not Completion.COMMITTED]
+        for claim in stuck:
+            self.held.settling[claim] = None
+            self.flusher.put(claim, released(claim))
+        self.flusher.stop(LAST_FLUSH)
+        self.heartbeat.stop()
+        if not ours:
+            # A worker inside somebody's own process, such as a test's: their jobs are released, the process is theirs to end.
+            logger.error("released jobs that did not end, their threads go on without effect", jobs=len(stuck))
+            return
+        if stuck:
+            logger.warning("released jobs that did not end, leaving", jobs=len(stuck))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+    def _commit_start(self, claim: Claim) -> bool:
+        try:
+            return self.database.run(lambda c: write.record_start(c, claim.job.id, claim.token, self.held.lease))
+        except (LedgerUnavailable, psycopg.Error) as error:
+            logger.warning("the start of a suspect could not be recorded, leaving it", job=claim.job.id, error=str(error).strip())
+            return False
+
+
+def released(claim: Claim) -> Finish:
+    """The end of an execution that the process gave up: the job is due at once, and nothing counts as a failure."""
+    now = monotonic()
+    return Finish(
+        id=claim.job.id,
+        token=claim.token,
+        state=State.PENDING,
+        started=claim.started if claim.started is not None else now,
+        finished=now,
+        outcome="released",
+    )

@@ -1,0 +1,57 @@
+"""Where an option's value comes from: the message, then its actor, then a default. Names and milliseconds are Dramatiq's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+from errors import OptionError
+
+#: Dramatiq's own defaults: 20 retries, from 15 seconds up to 7 days apart; an actor may run for 10 minutes.
+DEFAULT_MAX_RETRIES: Final = 20
+DEFAULT_MIN_BACKOFF_MS: Final = 15_000
+DEFAULT_MAX_BACKOFF_MS: Final = 604_800_000
+DEFAULT_TIME_LIMIT_MS: Final = 600_000
+
+
+class HasOptions(Protocol):
+    """A message or an actor."""
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The options it was made with."""
+
+
+def option(name: str, message: HasOptions, actor: HasOptions | None, default: Any = None) -> Any:
+    """The value of an option; a None on the message overrides the actor's, as in Dramatiq (``max_retries=None``: no bound)."""
+    if name in message.options:
+        return message.options[name]
+    if actor is not None and name in actor.options:
+        return actor.options[name]
+    return default
+
+
+def max_attempts(message: HasOptions, actor: HasOptions | None) -> int | None:
+    """How often a message may fail before it is dead: ``max_retries`` + 1; None without bound."""
+    retries = option("max_retries", message, actor, DEFAULT_MAX_RETRIES)
+    return None if retries is None else int(retries) + 1
+
+
+def check_numbers(actor_name: str, options: Mapping[str, Any], wanted: Mapping[str, str], *, least: float = 0) -> None:
+    """Refuse values that would only be found out when a job fails or runs; None is always fine.
+
+    Parameters:
+        options: of an actor or a message.
+        wanted: the options to look at, each with its unit.
+        least: the smallest value that can work.
+
+    Raises:
+        OptionError: one of them is no finite number, or too small.
+    """
+    for name, unit in wanted.items():
+        value = options.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value < least:
+            raise OptionError(actor_name, name, f"{value!r:.50} is no number of {least:g} or more ({unit})")
