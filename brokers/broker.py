@@ -1,0 +1,382 @@
+"""The one Dramatiq broker of Switchyard: it writes jobs into the ledger and has a transport carry their triggers.
+
+    enqueue   before-hooks ─► encode ─► INSERT, committed ─► hand the trigger to the publisher thread ─► after-hooks
+              inside ``enlist``: INSERT and NOTIFY on the caller's connection; whoever hears it after the commit goes on
+    worker    see ``worker_side``: fetchers claim, threads run, ack and nack hand the end to the flusher
+
+There are no delay queues and no dead-letter queues: a delay is a state of the row, and so is death. ``join`` and ``flush`` ask and
+change the ledger. Several transports may be in use at once; which one a row was last published to stands in the row.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from functools import wraps
+from typing import Any, Final
+from uuid import UUID
+
+import psycopg
+from dramatiq import Actor, Broker, Message, Middleware
+from dramatiq.broker import Consumer
+from dramatiq.common import current_millis
+from dramatiq.errors import ActorNotFound, QueueJoinTimeout, QueueNotFound
+from dramatiq.middleware import MiddlewareError
+
+from brokers.message import ClaimedMessage
+from brokers.transport import Transport
+from brokers.worker_side import AckConsumer, Service, WorkerSide, how_it_ended, untold
+from errors import JobExists, LedgerUnavailable, OptionError
+from ledger import write
+from ledger.borrowed import LedgerOnly
+from ledger.database import Database
+from ledger.records import Enqueued, Finish, NewJob
+from ledger.sql import SQL
+from runtime.claims import Claim, Completion
+from runtime.context import current_claim
+from runtime.encoding import encode_options, encode_payload
+from runtime.enlist import current_enlistment
+from runtime.interrupt import Guard
+from runtime.node import WorkerNode
+from runtime.options import max_attempts, option
+from runtime.publisher import Publisher
+from runtime.triggers import Outgoing
+from settings import Settings
+
+#: Dramatiq's largest integer priority that fits the column.
+_MAX_PRIORITY: Final = 2**31 - 1
+_YEAR: Final = 365 * 86_400.0
+#: Longest delay, in seconds; far beyond it Postgres has no dates left.
+_MAX_DELAY: Final = 100 * _YEAR
+_NO_PRIORITY: Final = "{!r} is no integer of at most 32 bits; lower runs first, default 0"
+#: How often ``join`` asks the ledger, in seconds.
+_JOIN_POLL: Final = 0.05
+
+
+class SwitchyardBroker(Broker):
+    """Dramatiq's broker on top of the ledger.
+
+    Parameters:
+        transports: every transport this process may use, by name; constructed, not connected.
+        middleware: the stack, see ``middleware/__init__.py``.
+        failure: how an execution ends that failed without any hook of ours noting it.
+        snooze: how an execution ends whose job enqueued itself again, with the delay in seconds.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        transports: Mapping[str, Transport],
+        middleware: Sequence[Middleware],
+        *,
+        failure: Callable[[Any, BaseException], Finish],
+        snooze: Callable[[Claim, float], Finish],
+    ) -> None:
+        self.settings = settings
+        self.database = database
+        self.node: WorkerNode | None = None
+        #: Keeps ``enlist`` from writing jobs where no worker looks.
+        self.ledger_only = LedgerOnly(database)
+        self.services: list[Service] = []
+        self._transports = transports
+        self._failure = failure
+        self._snooze = snooze
+        self._hooks: dict[str, list[tuple[Middleware, Callable[..., Any]]]] = {}
+        self.publisher = Publisher(
+            outlet=lambda name: transports[name].sender(),
+            probe=lambda name: _probe(transports[name]),
+            make_due=self._make_due,
+        )
+        super().__init__(middleware=[WorkerSide(self), *middleware])
+        self.queues: dict[str, None] = {}
+
+    # Signals. Dramatiq calls every hook of every middleware for each signal, most of them empty; with a dozen middlewares that
+    # is most of a short job's time. Only hooks that somebody has overridden are kept, in a table made when first needed.
+
+    def add_middleware(self, middleware: Middleware, **position: Any) -> None:
+        """Add a middleware, as in Dramatiq."""
+        super().add_middleware(middleware, **position)
+        self._hooks.clear()
+
+    def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
+        """Call the before-hooks in order; a ``MiddlewareError`` stops the operation, other exceptions are logged, as in Dramatiq."""
+        name = "before_" + signal
+        hooks = self._hooks.get(name)
+        for middleware, hook in hooks if hooks is not None else self._overridden(name):
+            try:
+                hook(self, *args, **kwargs)
+            except MiddlewareError:
+                raise
+            except Exception:
+                self.logger.critical("Unexpected failure in %s of %r.", name, middleware, exc_info=True)
+
+    def emit_after(self, signal: str, *args: Any, **kwargs: Any) -> None:
+        """Call the after-hooks in reverse order; exceptions are logged, as in Dramatiq."""
+        name = "after_" + signal
+        hooks = self._hooks.get(name)
+        for middleware, hook in reversed(hooks if hooks is not None else self._overridden(name)):
+            try:
+                hook(self, *args, **kwargs)
+            except Exception:
+                self.logger.critical("Unexpected failure in %s of %r.", name, middleware, exc_info=True)
+
+    def _overridden(self, name: str) -> list[tuple[Middleware, Callable[..., Any]]]:
+        empty = getattr(Middleware, name, None)
+        hooks = [
+            (middleware, getattr(middleware, name))
+            for middleware in self.middleware
+            if getattr(type(middleware), name, None) is not empty or name in vars(middleware)
+        ]
+        self._hooks[name] = hooks
+        return hooks
+
+    # Declaring.
+
+    def declare_queue(self, queue_name: str) -> None:
+        """Declare a queue; a transport makes what it needs when the first trigger goes there."""
+        if queue_name in self.queues:
+            return
+        self.emit_before("declare_queue", queue_name)
+        self.queues[queue_name] = None
+        self.emit_after("declare_queue", queue_name)
+
+    def declare_actor(self, actor: Actor[Any, Any]) -> None:
+        """Declare an actor; its function gets a guard, so that a running execution can be interrupted and nothing else."""
+        if isinstance(actor.priority, bool) or not isinstance(actor.priority, int) or abs(actor.priority) > _MAX_PRIORITY:
+            raise OptionError(actor.actor_name, "priority", _NO_PRIORITY.format(actor.priority))
+        actor.fn = _guarded(actor.fn)
+        super().declare_actor(actor)
+
+    # Sending.
+
+    def enqueue(self, message: Message[Any], *, delay: int | timedelta | None = None) -> Message[Any]:
+        """Write a job and have its trigger published; when it returns, the row is committed. Inside ``enlist`` it is written on the
+        caller's connection, and committed with the caller's transaction.
+
+        Parameters:
+            delay: milliseconds until it may run, or a ``timedelta``.
+
+        Raises:
+            PayloadError, OptionError: it cannot be stored; nothing was.
+            JobExists: another job has its message id.
+            LedgerUnavailable: Postgres did not answer within SEND_TIMEOUT; carries the message.
+            EnlistRefused: inside ``enlist``, and the connection cannot carry it.
+        """
+        seconds = _seconds(message, delay)
+        claim = current_claim.get()
+        if claim is not None and claim.job.message_id == message.message_id:
+            if claim.completion is Completion.COMMITTED:
+                raise JobExists(message.message_id, "it is completed")
+            # A running job that enqueues itself wants to run again later: Dramatiq's own idiom for a snooze.
+            claim.ending = self._snooze(claim, seconds)
+            return message
+        self.emit_before("enqueue", message, None if delay is None else int(seconds * 1000))
+        job = self.new_job(message, seconds)
+        if not self._enlisted([job]):
+            try:
+                enqueued = self.database.run(lambda connection: write.enqueue(connection, job), self.settings.send_timeout)
+            except LedgerUnavailable as error:
+                error.message = message
+                raise
+            if not seconds > 0:
+                self.publisher.offer(job.broker, (Outgoing(enqueued.id, job.queue, job.actor, job.priority),))
+        self.emit_after("enqueue", message, None if delay is None else int(seconds * 1000))
+        return message
+
+    def enqueue_many(self, messages: Iterable[Message[Any]], *, delay: int | timedelta | None = None) -> list[Message[Any]]:
+        """Write many jobs, any mix of actors, in one transaction: all or none. Otherwise as ``enqueue``."""
+        sent = list(messages)
+        # Each may have a delay of its own among its options, as in a group or a pipeline.
+        seconds = [max(_seconds(message, delay), _seconds(message, message.options.get("delay"))) for message in sent]
+        for message in sent:
+            self.emit_before("enqueue", message, None)
+        jobs = [self.new_job(*pair) for pair in zip(sent, seconds, strict=True)]
+        if not self._enlisted(jobs):
+            # Bulk statements take longer than one send; each thousand rows get as long as a single one.
+            timeout = self.settings.send_timeout * (1 + len(jobs) // write.CHUNK)
+            enqueued = self.database.run(lambda connection: write.enqueue_many(connection, jobs), timeout)
+            self._offer_all(jobs, enqueued)
+        for message in sent:
+            self.emit_after("enqueue", message, None)
+        return sent
+
+    def _offer_all(self, jobs: Sequence[NewJob], enqueued: Sequence[Enqueued]) -> None:
+        batch = [
+            Outgoing(entry.id, job.queue, job.actor, job.priority)
+            for job, entry in zip(jobs, enqueued, strict=True)
+            if not job.delay > 0
+        ]
+        if batch:
+            self.publisher.offer(self.settings.broker, batch)
+
+    def _enlisted(self, jobs: Sequence[NewJob]) -> bool:
+        """Write jobs as part of the caller's transaction, if the caller is inside ``enlist``. False: it is not, nothing was written."""
+        enlistment = current_enlistment()
+        if enlistment is None:
+            return False
+        rings = []
+        for name in sorted({job.broker for job in jobs}):
+            queues = {job.queue for job in jobs if job.broker == name and not job.delay > 0}
+            rings += self._transports[name].rings(queues) if queues else []
+        # Due at once: this process does not learn of the commit, so it publishes nothing.
+        enlistment.write([job if job.grace is None else replace(job, grace=0.0) for job in jobs], rings)
+        return True
+
+    def new_job(self, message: Message[Any], delay: float = 0.0) -> NewJob:
+        """The row of a message, ``delay`` seconds from now. Raises: PayloadError, OptionError: it cannot be stored."""
+        actor = self.actors.get(message.actor_name)
+        broker = self.settings.broker
+        options = {name: value for name, value in message.options.items() if value is not None or name == "max_retries"}
+        claim = current_claim.get()
+        return NewJob(
+            message_id=_checked_id(message),
+            queue=message.queue_name,
+            actor=message.actor_name,
+            payload=encode_payload(message.actor_name, message.args, message.kwargs, self.settings.max_payload_bytes),
+            options=encode_options(message.actor_name, options, self.settings.max_payload_bytes),
+            priority=_priority(message, actor),
+            max_attempts=max_attempts(message, actor),
+            parent_id=None if claim is None else claim.job.message_id,
+            tags=_tags(message, actor),
+            broker=broker,
+            delay=delay,
+            grace=self.publisher.grace(broker) if self._transports[broker].carries_triggers else None,
+        )
+
+    # Working.
+
+    def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 30_000) -> Consumer:
+        """The consumer of all queues; see ``worker_side``."""
+        if queue_name not in self.queues:
+            raise QueueNotFound(queue_name)
+        return AckConsumer(self, timeout)
+
+    def settle(self, message: ClaimedMessage) -> None:
+        """An execution is over; its end goes to the flusher."""
+        node = self.node
+        if node is None:
+            return
+        try:
+            ending = how_it_ended(message, self._failure)
+        except Exception as error:
+            # Without an end the claim would be held, and its lease extended, for as long as the process lives.
+            self.logger.exception("How job %s ended cannot be told.", message.message_id)
+            ending = untold(message, error)
+        node.finish(message.claim, ending)
+
+    def consumed_transports(self) -> list[Transport]:
+        """The transports that a worker of this process fetches from."""
+        return [self._transports[self.settings.broker]]
+
+    def transport(self, name: str) -> Transport:
+        """One of the transports, by name."""
+        return self._transports[name]
+
+    def carries_triggers(self, name: str) -> bool:
+        """Whether a transport carries triggers; if not, the row itself is the message."""
+        return self._transports[name].carries_triggers
+
+    def wake_services(self, within: float) -> None:
+        """Something waits that will be due in ``within`` seconds."""
+        for service in self.services:
+            service.wake(within)
+
+    # Tests and operators.
+
+    def join(self, queue_name: str, *, timeout: int | None = None) -> None:
+        """Wait until no job of the queue is scheduled, pending, retrying or running; ``timeout`` is in milliseconds.
+
+        Raises: QueueJoinTimeout.
+        """
+        deadline = None if timeout is None else current_millis() + timeout
+        while True:
+            row = self.database.run(lambda c: c.execute(SQL["active_count"], {"queue": queue_name}).fetchone())
+            if row is None or not row[0]:
+                return
+            if deadline is not None and current_millis() > deadline:
+                raise QueueJoinTimeout(queue_name)
+            time.sleep(_JOIN_POLL)
+
+    def flush(self, queue_name: str) -> None:
+        """Cancel everything that waits in the queue."""
+        self.database.run(lambda c: c.execute(SQL["flush_queue"], {"queues": [queue_name]}))
+
+    def flush_all(self) -> None:
+        """Cancel everything that waits in any declared queue."""
+        self.database.run(lambda c: c.execute(SQL["flush_queue"], {"queues": list(self.queues)}))
+
+    def close(self) -> None:
+        """Publish what is left, close every connection."""
+        self.publisher.close()
+        for transport in self._transports.values():
+            transport.close()
+        self.database.close()
+
+    def _make_due(self, ids: Sequence[int]) -> None:
+        """Triggers that did not arrive: the relay's turn. Without Postgres their grace brings it, half a minute later."""
+        try:
+            self.database.run(lambda c: write.make_due(c, ids))
+        except (LedgerUnavailable, psycopg.Error) as error:
+            self.logger.warning("could not make %d unpublished jobs due: %s", len(ids), error)
+
+
+def _guarded(body: Callable[..., Any]) -> Callable[..., Any]:
+    """Run the body under the current claim's guard; outside a worker, as it is."""
+
+    @wraps(body)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        claim = current_claim.get()
+        if claim is None or claim.guard is not None:
+            return body(*args, **kwargs)
+        claim.guard = Guard()
+        return claim.guard.run(body, args, kwargs)
+
+    return guarded
+
+
+def _seconds(message: Message[Any], delay: Any) -> float:
+    """A delay in seconds; Dramatiq's numbers are milliseconds."""
+    if delay is None:
+        return 0.0
+    if isinstance(delay, timedelta):
+        seconds = delay.total_seconds()
+    elif isinstance(delay, int | float) and not isinstance(delay, bool):
+        seconds = delay / 1000
+    else:
+        raise OptionError(message.actor_name, "delay", f"{delay!r:.50} is neither milliseconds nor a timedelta")
+    if not seconds <= _MAX_DELAY:
+        raise OptionError(message.actor_name, "delay", f"{delay!r:.50} is more than {_MAX_DELAY / _YEAR:g} years")
+    return seconds
+
+
+def _checked_id(message: Message[Any]) -> str:
+    try:
+        UUID(message.message_id)
+    except (ValueError, AttributeError, TypeError):
+        raise OptionError(message.actor_name, "message_id", f"{message.message_id!r:.50} is no UUID") from None
+    return message.message_id
+
+
+def _priority(message: Message[Any], actor: Actor[Any, Any] | None) -> int:
+    value = message.options.get("priority")
+    if value is None:
+        value = 0 if actor is None else actor.priority
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > _MAX_PRIORITY:
+        raise OptionError(message.actor_name, "priority", _NO_PRIORITY.format(value))
+    return value
+
+
+def _tags(message: Message[Any], actor: Actor[Any, Any] | None) -> list[str] | None:
+    value = option("tags", message, actor)
+    return None if value is None else list(value)
+
+
+def _probe(transport: Transport) -> None:
+    """Ask for any queue's depth: the cheapest question that only a living broker answers."""
+    transport.depth(["default"])
+
+
+__all__ = ["ActorNotFound", "SwitchyardBroker"]

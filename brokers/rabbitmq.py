@@ -1,0 +1,325 @@
+"""Triggers through RabbitMQ: a durable queue with priorities per queue, confirmed publishing, acknowledged consuming.
+
+    <prefix>.<queue>.p10   classic queue, x-max-priority 10; message "<job id> <actor>", persistent, priority 9 - band
+
+Sender and receiver declare the queues they use once per connection, so an empty vhost, a wiped one or a deleted queue heals by
+itself. All publishes go through the default exchange with ``mandatory``: a missing queue sends them back.
+
+The sender follows confirms as they come and is never more than 5,000 ahead of them. What a dying connection leaves unconfirmed,
+what is refused and what comes back is reported by id, and its rows are published again: copies are possible, losses are not.
+While a memory or disk alarm blocks the connection, publishing fails at once and the connection is kept, so that what is in it
+already arrives once and not once per attempt.
+
+The receiver lets RabbitMQ push; how much it may hold unclaimed follows what is asked for (``brokers.subscription``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any
+
+from pika import BasicProperties, URLParameters
+from pika.channel import Channel
+from pika.exceptions import ChannelClosedByBroker
+
+from brokers.amqp import Link, declare, queue_name
+from brokers.subscription import Subscription
+from brokers.transport import BANDS, SOCKET_TIMEOUT, Fetched, Receiver, Sender, Transport, TransportDown, Trigger, band
+from brokers.wire import decode, encode
+from errors import SettingsError
+from runtime.triggers import Outgoing
+from settings import Settings
+
+#: How many publishes may be unconfirmed before the sender waits for the server.
+WINDOW = 5_000
+
+#: Persistent (2), so that a restart of RabbitMQ does not leave a whole backlog for the relay to publish anew.
+_PROPERTIES = [BasicProperties(delivery_mode=2, priority=BANDS - 1 - number) for number in range(BANDS)]
+#: How long RabbitMQ may take to create one durable queue, in seconds; the confirms of a batch wait behind its new queues.
+_DECLARE_TIME = 0.1
+_NOT_FOUND = 404
+
+
+class RabbitmqTransport(Transport):
+    """Triggers through RabbitMQ. See the module's text for queues and guarantees."""
+
+    name = "rabbitmq"
+    carries_triggers = True
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._link: Link | None = None
+        try:
+            URLParameters(settings.rabbitmq_url.get_secret_value())
+        except ValueError:
+            # The cause is left out, because it quotes the URL, which may hold a password.
+            raise SettingsError("RABBITMQ_URL", "write amqp://user:password@host:port/vhost") from None
+
+    def sender(self) -> RabbitmqSender:
+        """A new publishing side."""
+        return RabbitmqSender(self.settings)
+
+    def receiver(self) -> RabbitmqReceiver:
+        """A new consuming side."""
+        return RabbitmqReceiver(self.settings)
+
+    def depth(self, queues: Sequence[str]) -> dict[str, int]:
+        """How many triggers wait, per queue, without those that receivers hold. Raises: TransportDown."""
+        try:
+            return self._depth(self._link or self._open(), queues)
+        except TransportDown:
+            # Nothing answers heartbeats between two calls, so the server may have closed the connection meanwhile.
+            self.close()
+        try:
+            return self._depth(self._open(), queues)
+        except TransportDown:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close what ``depth`` opened."""
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
+
+    def _open(self) -> Link:
+        self._link = _opened(self.settings, "depth")
+        return self._link
+
+    def _depth(self, link: Link, queues: Sequence[str]) -> dict[str, int]:
+        # Asked first of all, because an answer about no queue is an answer all the same.
+        _ask(link, lambda channel, answer: channel.exchange_declare("amq.direct", passive=True, callback=answer))
+        return {queue: _messages(link, queue_name(self.settings.broker_prefix, queue)) for queue in queues}
+
+
+class RabbitmqSender(Sender):
+    """Publishes without waiting; confirms are collected by whichever call comes next."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._link: Link | None = None
+        self._declared: set[str] = set()
+        # By delivery tag, which counts the publishes of a connection from 1. Below _confirmed_to there are none.
+        self._unconfirmed: dict[int, int] = {}
+        self._last_tag = 0
+        self._confirmed_to = 1
+        self._last_progress = 0.0
+        # Refused or returned since the last call that could say so.
+        self._failed: list[int] = []
+
+    def publish(self, batch: Sequence[Outgoing]) -> list[int]:
+        """Publish; see ``Sender.publish``. Raises: TransportDown: with the batch and all that was unconfirmed before."""
+        try:
+            link = self._link or self._open()
+            self._refuse_if_blocked(link)
+            self._write(link, batch)
+            self._turn(link, 0.0)
+            self._catch_up(link)
+        except TransportDown as error:
+            raise self._lost(error, [trigger.job_id for trigger in batch]) from error.__cause__
+        return self._take_failed()
+
+    def flush(self, timeout: float) -> list[int]:
+        """Wait for confirms; see ``Sender.flush``. Raises: TransportDown: with all that is unconfirmed."""
+        deadline = monotonic() + timeout
+        try:
+            while self._link is not None and self._unconfirmed and (left := deadline - monotonic()) > 0:
+                self._refuse_if_blocked(self._link)
+                self._turn(self._link, left)
+        except TransportDown as error:
+            raise self._lost(error) from error.__cause__
+        return self._take_failed()
+
+    def idle(self) -> list[int]:
+        """Answer heartbeats and collect confirms; see ``Sender.idle``. Raises: TransportDown: with all that is unconfirmed."""
+        try:
+            if self._link is not None:
+                self._turn(self._link, 0.0)
+                if self._unconfirmed:
+                    self._refuse_if_blocked(self._link)
+        except TransportDown as error:
+            raise self._lost(error) from error.__cause__
+        return self._take_failed()
+
+    def close(self) -> None:
+        """Close the connection, quietly. What was written before is taken in by the server first, if it listens."""
+        link, self._link = self._link, None
+        self._unconfirmed.clear()
+        if link is not None:
+            link.close()
+
+    def _open(self) -> Link:
+        link = _opened(self._settings, "sender")
+        with link.writing() as channel:
+            channel.confirm_delivery(self._on_confirm)
+            channel.add_on_return_callback(self._on_return)
+        self._declared.clear()
+        self._last_tag, self._confirmed_to = 0, 1
+        self._link = link
+        return link
+
+    def _write(self, link: Link, batch: Sequence[Outgoing]) -> None:
+        prefix = self._settings.broker_prefix
+        new = {trigger.queue for trigger in batch} - self._declared
+        if new or not self._unconfirmed:
+            self._last_progress = monotonic() + _DECLARE_TIME * len(new)
+        first, self._last_tag = self._last_tag + 1, self._last_tag + len(batch)
+        self._unconfirmed.update(zip(range(first, self._last_tag + 1), [trigger.job_id for trigger in batch], strict=True))
+        with link.writing() as channel:
+            for queue in new:
+                declare(channel, queue_name(prefix, queue))
+            self._declared |= new
+            names = {queue: queue_name(prefix, queue) for queue in self._declared}
+            for job_id, queue, actor, priority in batch:
+                body = encode(job_id, actor).encode()
+                channel.basic_publish("", names[queue], body, _PROPERTIES[band(priority)], mandatory=True)
+
+    def _turn(self, link: Link, timeout: float) -> None:
+        link.turn(timeout)
+        if self._unconfirmed and monotonic() - self._last_progress > SOCKET_TIMEOUT and link.blocked is None:
+            raise TransportDown(RabbitmqTransport.name, f"no confirm in {SOCKET_TIMEOUT:g} s")
+
+    def _catch_up(self, link: Link) -> None:
+        """Wait until everything is on its way and the window holds what is unconfirmed. Raises: TransportDown: not in 5 s."""
+        deadline = monotonic() + SOCKET_TIMEOUT
+        while link.unsent or len(self._unconfirmed) > WINDOW:
+            self._refuse_if_blocked(link)
+            left = deadline - monotonic()
+            if left <= 0:
+                raise TransportDown(RabbitmqTransport.name, f"the server is more than {SOCKET_TIMEOUT:g} s behind")
+            self._turn(link, left)
+
+    def _refuse_if_blocked(self, link: Link) -> None:
+        if link.blocked is not None:
+            link.turn(0.0)
+            if link.blocked is not None:
+                raise _Blocked(RabbitmqTransport.name, f"publishing is blocked: {link.blocked}")
+
+    def _lost(self, error: TransportDown, batch: Sequence[int] = ()) -> TransportDown:
+        """Give up on everything unconfirmed, and on the connection unless it is only blocked."""
+        error.unpublished = list(dict.fromkeys([*self._unconfirmed.values(), *self._take_failed(), *batch]))
+        self._unconfirmed.clear()
+        if not isinstance(error, _Blocked):
+            link, self._link = self._link, None
+            if link is not None:
+                link.abandon()
+        return error
+
+    def _take_failed(self) -> list[int]:
+        failed, self._failed = self._failed, []
+        return failed
+
+    def _on_confirm(self, frame: Any) -> None:
+        method = frame.method
+        tag: int = method.delivery_tag
+        self._last_progress = monotonic()
+        settled = range(self._confirmed_to, tag + 1) if method.multiple else (tag,)
+        if method.multiple:
+            self._confirmed_to = max(self._confirmed_to, tag + 1)
+        jobs = [job_id for at in settled if (job_id := self._unconfirmed.pop(at, None)) is not None]
+        if method.NAME == "Basic.Nack":
+            self._failed += jobs
+
+    def _on_return(self, _channel: object, method: Any, _properties: object, body: bytes) -> None:
+        # Its confirm follows and says nothing about it. The queue was deleted under us: declare all before the next batch.
+        self._declared.clear()
+        read = decode(body)
+        if read is not None:
+            self._failed.append(read[0])
+
+
+class RabbitmqReceiver(Receiver):
+    """Consumes; a trigger's receipt is its delivery tag, made unique over channels."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._subscription: Subscription | None = None
+
+    def fetch(self, queues: Sequence[str], limit: int, timeout: float) -> Fetched:
+        """Take up to ``limit`` triggers, waiting up to ``timeout`` seconds for the first. Raises: TransportDown."""
+        deadline = monotonic() + timeout
+        limit = limit if queues else 0
+        try:
+            subscription = self._subscription or self._open()
+            subscription.link.turn(0.0)
+            while True:
+                subscription.follow(queues, limit)
+                fetched = subscription.take(limit)
+                left = deadline - monotonic()
+                if fetched.triggers or fetched.undecodable or limit <= 0 or left <= 0:
+                    return fetched
+                subscription.link.turn(left)
+        except TransportDown:
+            self._drop()
+            raise
+
+    def settle(self, triggers: Sequence[Trigger]) -> None:
+        """Acknowledge; those of an older connection are delivered again, and their claim finds nothing."""
+        self._answer(triggers, requeue=False)
+
+    def give_back(self, triggers: Sequence[Trigger]) -> None:
+        """Put triggers back where they were."""
+        self._answer(triggers, requeue=True)
+
+    def close(self) -> None:
+        """Close the connection, quietly; what is not settled goes back to its queue."""
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            subscription.link.close()
+
+    def _answer(self, triggers: Sequence[Trigger], *, requeue: bool) -> None:
+        subscription = self._subscription
+        if subscription is None:
+            return
+        try:
+            subscription.answer([trigger.receipt for trigger in triggers], requeue=requeue)
+            # At once: with no room for more, the next fetch can be a second away.
+            subscription.link.turn(0.0)
+        except TransportDown:
+            self._drop()
+
+    def _open(self) -> Subscription:
+        self._subscription = Subscription(_opened(self._settings, "receiver"), self._settings.broker_prefix)
+        return self._subscription
+
+    def _drop(self) -> None:
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            subscription.link.abandon()
+
+
+class _Blocked(TransportDown):
+    """The server takes no publishes at present; the connection is good."""
+
+
+def _opened(settings: Settings, purpose: str) -> Link:
+    link = Link(settings.rabbitmq_url.get_secret_value(), purpose)
+    try:
+        link.open()
+    except TransportDown:
+        link.abandon()
+        raise
+    return link
+
+
+def _messages(link: Link, name: str) -> int:
+    """How many messages wait in a queue; 0 where there is none."""
+    try:
+        reply = _ask(link, lambda channel, answer: channel.queue_declare(name, passive=True, callback=answer))
+    except TransportDown as error:
+        closed = error.__cause__
+        if not isinstance(closed, ChannelClosedByBroker) or closed.reply_code != _NOT_FOUND:
+            raise
+        link.renew_channel()
+        return 0
+    return int(reply.method.message_count)
+
+
+def _ask(link: Link, question: Callable[[Channel, Callable[[Any], None]], object]) -> Any:
+    """Ask on the link's channel and wait for the reply. Raises: TransportDown."""
+    replies: list[Any] = []
+    with link.writing() as channel:
+        question(channel, replies.append)
+    link.turn_until(lambda: bool(replies), "no answer")
+    return replies[0]

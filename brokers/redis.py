@@ -1,0 +1,298 @@
+"""Triggers through Redis (6.2 or newer): one sorted set per queue, written and read by two scripts.
+
+    <prefix>:{q}:<queue>   sorted set: "<job id> <actor>" by band(priority) * 2^44 + sequence, lowest first
+    <prefix>:{q}           the sequence
+
+A trigger can be in its set once only: publishing it again keeps its place (or moves it forward when its priority was raised).
+Taking one removes it at once, so a worker that dies between taking and claiming loses the trigger, and the relay publishes it
+again. Nothing here is worth a backup: after a FLUSHALL the relay fills the sets anew.
+
+An idle receiver blocks in BZPOPMIN over the queues themselves and needs no separate wake-up key. All keys share the hash tag
+{q}, so that every script stays within one slot; a Redis Cluster answers MOVED, which is TransportDown: it is refused, not served
+wrongly. Nothing is repeated behind the caller's back: a script whose reply was lost may have run, and is reported as such.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from hashlib import sha1
+from itertools import groupby
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from redis.backoff import NoBackoff
+from redis.connection import Connection, parse_url
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.retry import Retry
+
+from brokers.transport import SOCKET_TIMEOUT, Fetched, Receiver, Sender, Transport, TransportDown, Trigger, band
+from brokers.wire import decode, encode
+from errors import SettingsError
+from runtime.triggers import Outgoing
+from settings import Settings
+
+#: Longest single blocking pop, in seconds: well below the socket time-out, so that a late reply is still a reply.
+_BLOCK = SOCKET_TIMEOUT / 2
+#: Shortest one, in seconds. Redis reads less than a millisecond as 0, which means for ever.
+_MIN_BLOCK = 0.002
+
+
+class _Script:
+    """A Lua script beside this module, called by its digest."""
+
+    def __init__(self, file: str) -> None:
+        self.source = (Path(__file__).parent / "lua" / file).read_bytes()
+        # Redis names scripts by SHA-1; nothing secret hangs on it.
+        self.digest = sha1(self.source, usedforsecurity=False).hexdigest()
+
+
+_PUBLISH = _Script("publish.lua")
+_TAKE = _Script("take.lua")
+
+#: What one call gives a script: its keys, and its arguments.
+_Call = tuple[Sequence[str], Sequence[Any]]
+
+
+def queue_key(prefix: str, queue: str) -> str:
+    """The key of a queue's sorted set."""
+    return f"{prefix}:{{q}}:{queue}"
+
+
+def sequence_key(prefix: str) -> str:
+    """The key of the counter that orders triggers within a band."""
+    return f"{prefix}:{{q}}"
+
+
+class RedisTransport(Transport):
+    """Triggers through Redis. See the module's text for keys and guarantees."""
+
+    name = "redis"
+    carries_triggers = True
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._link = _Link(settings)
+
+    def sender(self) -> RedisSender:
+        """A new publishing side."""
+        return RedisSender(self.settings)
+
+    def receiver(self) -> RedisReceiver:
+        """A new consuming side."""
+        return RedisReceiver(self.settings)
+
+    def depth(self, queues: Sequence[str]) -> dict[str, int]:
+        """How many triggers wait, per queue. Raises: TransportDown."""
+        prefix = self.settings.broker_prefix
+        # The PING makes an answer about no queue an answer all the same.
+        pong, *counts = self._link.run([("PING",), *(("ZCARD", queue_key(prefix, queue)) for queue in queues)])
+        self._link.checked(pong)
+        return {queue: int(self._link.checked(reply)) for queue, reply in zip(queues, counts, strict=True)}
+
+    def close(self) -> None:
+        """Close what ``depth`` opened."""
+        self._link.close()
+
+
+class RedisSender(Sender):
+    """Publishes a batch with one script call per queue, all in one write to the socket."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._prefix = settings.broker_prefix
+        self._link = _Link(settings)
+
+    def publish(self, batch: Sequence[Outgoing]) -> list[int]:
+        """Publish; the outcome is known at return. Raises: TransportDown: with the ids of every queue that was not written."""
+        if not batch:
+            return []
+        queues = _by_queue_and_band(batch)
+        sequence = sequence_key(self._prefix)
+        calls = [((queue_key(self._prefix, queue), sequence), arguments) for queue, arguments in queues.items()]
+        try:
+            replies = self._link.call(_PUBLISH, calls)
+        except TransportDown as error:
+            error.unpublished = [trigger.job_id for trigger in batch]
+            raise
+        failures = {queue: reply for queue, reply in zip(queues, replies, strict=True) if isinstance(reply, ResponseError)}
+        if failures:
+            self._link.close()
+            refused = [trigger.job_id for trigger in batch if trigger.queue in failures]
+            first = next(iter(failures.values()))
+            raise TransportDown(RedisTransport.name, str(first), unpublished=refused) from first
+        return []
+
+    def close(self) -> None:
+        """Close the connection, quietly."""
+        self._link.close()
+
+
+class RedisReceiver(Receiver):
+    """Takes triggers; blocks on the queues themselves when all are empty. A trigger's receipt is the score it had."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._prefix = settings.broker_prefix
+        self._link = _Link(settings)
+        self._turn = 0
+
+    def fetch(self, queues: Sequence[str], limit: int, timeout: float) -> Fetched:
+        """Take up to ``limit`` triggers, waiting up to ``timeout`` seconds for the first. Raises: TransportDown."""
+        fetched = Fetched()
+        if limit <= 0 or not queues:
+            return fetched
+        rotated = self._rotate(queues)
+        keys = [queue_key(self._prefix, queue) for queue in rotated]
+        deadline = monotonic() + timeout
+        self._take(rotated, keys, limit, fetched)
+        while not (fetched.triggers or fetched.undecodable):
+            left = deadline - monotonic()
+            if left <= 0:
+                break
+            reply = self._link.one(("BZPOPMIN", *keys, max(_MIN_BLOCK, min(left, _BLOCK))))
+            if reply is not None:
+                key, member, score = reply
+                _add(fetched, rotated[keys.index(key.decode())], [member], [score])
+                if limit > 1:
+                    self._take(rotated, keys, limit - 1, fetched)
+        return fetched
+
+    def settle(self, triggers: Sequence[Trigger]) -> None:
+        """Nothing to do: taking a trigger removed it."""
+
+    def give_back(self, triggers: Sequence[Trigger]) -> None:
+        """Put triggers back where they were. When Redis is away they are lost, which the relay notices."""
+        by_queue: dict[str, list[Any]] = {}
+        for trigger in triggers:
+            # Without a score (its batch held a member with NUL bytes) it goes to the very front.
+            by_queue.setdefault(trigger.queue, []).extend((trigger.receipt or 0, encode(trigger.job_id, trigger.actor)))
+        try:
+            self._link.run([("ZADD", queue_key(self._prefix, queue), "LT", *scored) for queue, scored in by_queue.items()])
+        except TransportDown:
+            return
+
+    def close(self) -> None:
+        """Close the connection, quietly."""
+        self._link.close()
+
+    def _rotate(self, queues: Sequence[str]) -> list[str]:
+        self._turn = (self._turn + 1) % len(queues)
+        return [*queues[self._turn :], *queues[: self._turn]]
+
+    def _take(self, queues: Sequence[str], keys: Sequence[str], limit: int, fetched: Fetched) -> None:
+        (reply,) = self._link.call(_TAKE, [(keys, (limit,))])
+        reply = self._link.checked(reply)
+        for at in range(0, len(reply), 3):
+            _add(fetched, queues[reply[at] - 1], reply[at + 1].split(b"\0"), reply[at + 2].split(b"\0"))
+
+
+class _Link:
+    """One connection to Redis, used by one thread: connects by itself, repeats nothing, answers errors with TransportDown."""
+
+    def __init__(self, settings: Settings) -> None:
+        try:
+            options: dict[str, Any] = parse_url(settings.redis_url.get_secret_value())  # type: ignore[no-untyped-call]
+        except ValueError:
+            # The cause is left out, because it quotes the URL, which may hold a password.
+            raise SettingsError("REDIS_URL", "write redis://user:password@host:port/database") from None
+        kind = options.pop("connection_class", Connection)
+        # RESP2 needs no HELLO and is what every Redis and every release of the driver speaks alike.
+        options |= {
+            "protocol": 2,
+            "socket_timeout": SOCKET_TIMEOUT,
+            "socket_connect_timeout": SOCKET_TIMEOUT,
+            # A repeated script would have run twice: what becomes of a lost reply is for the caller to say.
+            "retry": Retry(NoBackoff(), 0),
+            "health_check_interval": 0,
+        }
+        self._connection = kind(**options)
+        self._used = False
+
+    def run(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Send the commands in one write and read all replies; a refused command's reply is its ResponseError.
+
+        Raises: TransportDown: the connection broke, so that it is unknown which of the commands were executed.
+        """
+        connection = self._connection
+        self._drop_if_closed()
+        try:
+            connection.send_packed_command(connection.pack_commands(commands))
+            replies = [self._read() for _ in commands]
+            self._used = True
+            return replies
+        except (RedisError, OSError) as error:
+            self.close()
+            raise TransportDown(RedisTransport.name, str(error) or type(error).__name__) from error
+        except BaseException:
+            # An exception from outside (a signal) between request and reply: the next reader must not get this reply.
+            self.close()
+            raise
+
+    def one(self, command: tuple[Any, ...]) -> Any:
+        """Run one command. Raises: TransportDown: also when it was refused."""
+        return self.checked(self.run([command])[0])
+
+    def call(self, script: _Script, calls: Sequence[_Call]) -> list[Any]:
+        """Run a script once per call, as ``run`` does. After a restart Redis does not know it: then the source goes along."""
+        replies = self.run([("EVALSHA", script.digest, len(keys), *keys, *arguments) for keys, arguments in calls])
+        unknown = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:
+            again = self.run([("EVAL", script.source, len(calls[at][0]), *calls[at][0], *calls[at][1]) for at in unknown])
+            for at, reply in zip(unknown, again, strict=True):
+                replies[at] = reply
+        return replies
+
+    def checked(self, reply: Any) -> Any:
+        """The reply, unless it is an error. Raises: TransportDown: and reconnects next time, perhaps to a new primary."""
+        if isinstance(reply, ResponseError):
+            self.close()
+            raise TransportDown(RedisTransport.name, str(reply)) from reply
+        return reply
+
+    def close(self) -> None:
+        """Disconnect, quietly; the next command connects anew."""
+        self._connection.disconnect()
+        self._used = False
+
+    def _drop_if_closed(self) -> None:
+        """Notice a restart, or Redis' own idle time-out, before the commands are sent and their fate is unknown."""
+        if self._used:
+            try:
+                closed = self._connection.can_read()
+            except (RedisError, OSError):
+                closed = True
+            if closed:
+                self.close()
+
+    def _read(self) -> Any:
+        try:
+            return self._connection.read_response()
+        except ResponseError as error:
+            return error
+
+
+def _by_queue_and_band(batch: Sequence[Outgoing]) -> dict[str, list[Any]]:
+    """The publish script's arguments per queue, in the order of the batch within each band."""
+    grouped: dict[tuple[str, int], list[str]] = {}
+    # Neighbours nearly always share queue and priority, so whole runs are grouped at once.
+    for (queue, priority), run in groupby(batch, key=_queue_and_priority):
+        grouped.setdefault((queue, band(priority)), []).extend(encode(trigger.job_id, trigger.actor) for trigger in run)
+    by_queue: dict[str, list[Any]] = {}
+    for (queue, number), texts in grouped.items():
+        by_queue.setdefault(queue, []).extend((number, "\0".join(texts)))
+    return by_queue
+
+
+def _queue_and_priority(trigger: Outgoing) -> tuple[str, int]:
+    return trigger.queue, trigger.priority
+
+
+def _add(fetched: Fetched, queue: str, members: Sequence[bytes], scores: Iterable[bytes]) -> None:
+    """Add what one queue gave. Foreign members with NUL bytes come in pieces; scores no longer fit then and are left out."""
+    known = list(scores)
+    receipts: Sequence[bytes | None] = known if len(known) == len(members) else [None] * len(members)
+    for member, receipt in zip(members, receipts, strict=True):
+        read = decode(member)
+        if read is None:
+            fetched.undecodable.append(member)
+        else:
+            fetched.triggers.append(Trigger(read[0], queue, read[1], receipt))

@@ -1,0 +1,175 @@
+"""The contract of a transport: how triggers travel between the processes that send jobs and those that run them.
+
+A transport carries *triggers*, never jobs: a trigger says "row N of the ledger may be ready to run", and the guarded claim
+decides whether it is. So a transport may lose, repeat or reorder them and no job is lost or run twice: the relay publishes
+again what stays pending, and a second claim of one row finds nothing. What a transport owes is speed, a blocking wake-up,
+order by priority band, and an honest report of what it could not publish.
+
+    sender thread (one per process)            fetcher thread (one per transport and worker process)
+      Sender.publish(batch)   ─► broker ─►       Receiver.fetch(queues, limit, timeout)
+      Sender.flush(timeout)                      Receiver.settle(triggers)      right after the claim is committed
+
+Every ``Sender`` and ``Receiver`` is used by one thread at a time and owns its connection; constructing one is free, the first
+call connects. Every failure to reach the broker leaves as ``TransportDown``; the next call connects anew. No call may block
+for longer than the transport's socket time-out (5 s) beyond the time-out it was given, however the broker behaves.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Final, NamedTuple
+
+from runtime.enlist import DUE_CHANNEL
+from runtime.triggers import Outgoing, PublishFailed
+from settings import Settings
+
+#: How long a socket operation on a broker may take before the broker counts as down, in seconds.
+SOCKET_TIMEOUT = 5.0
+
+#: In what ``Doorbell.wait`` returns: rings may have been missed, so every queue may have something.
+ANY_QUEUE: Final = "*"
+
+#: Dramatiq priorities are any integers, lower first; a carried trigger is ordered by one of ten bands. Postgres orders exactly.
+BANDS = 10
+
+
+# A named tuple, as Outgoing: one is built per job on the hot path.
+class Trigger(NamedTuple):
+    """A trigger that arrived. ``receipt`` is the transport's own (a delivery tag); nobody else looks at it."""
+
+    job_id: int
+    queue: str
+    actor: str
+    receipt: object = None
+
+
+@dataclass(slots=True)
+class Fetched:
+    """What one ``fetch`` brought: triggers, and raw messages that no trigger could be read from (dropped by the transport)."""
+
+    triggers: list[Trigger] = field(default_factory=list)
+    undecodable: list[bytes] = field(default_factory=list)
+
+
+class TransportDown(PublishFailed):
+    """The broker could not be reached or did not answer in time; ``unpublished`` matters to senders alone."""
+
+
+class Sender(ABC):
+    """The publishing side. Used by the process's one publisher thread alone."""
+
+    @abstractmethod
+    def publish(self, batch: Sequence[Outgoing]) -> list[int]:
+        """Hand a batch to the broker, pipelined, without waiting for one reply per trigger.
+
+        Returns: ids of rows of this or an *earlier* batch that are now known to have failed (refused, returned). Usually empty.
+        Raises: TransportDown: with every id that may not have arrived.
+        """
+
+    def flush(self, timeout: float) -> list[int]:
+        """Wait at most ``timeout`` seconds until everything published is confirmed. Returns and raises as ``publish``."""
+        return []
+
+    def idle(self) -> list[int]:
+        """Called as soon as nothing has come to publish for 5 ms, and every second from then on: answer heartbeats, collect
+        confirms, send what ``publish`` held back. Never waits. Returns and raises as ``publish``."""
+        return []
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the connection, quietly."""
+
+
+class Receiver(ABC):
+    """The consuming side. Used by the transport's fetcher thread alone."""
+
+    @abstractmethod
+    def fetch(self, queues: Sequence[str], limit: int, timeout: float) -> Fetched:
+        """Take up to ``limit`` triggers, best priority first, waiting up to ``timeout`` seconds for the first one.
+
+        ``queues`` may change between calls. With several queues none may starve: whoever is first rotates. It returns with what
+        there is, never waiting to fill up. With ``limit`` 0 (or no queues) it answers heartbeats, gives back what a prefetching
+        broker sent too early, and returns at once; call it so every second while there is no room. What cannot be decoded is
+        taken out of the broker for good and returned in ``undecodable``; its neighbours are delivered.
+        Raises: TransportDown.
+        """
+
+    @abstractmethod
+    def settle(self, triggers: Sequence[Trigger]) -> None:
+        """The claim is committed, or the trigger refused for good: the broker may forget these. A lost connection is no error
+        here: the broker then delivers them again and the claim refuses them."""
+
+    @abstractmethod
+    def give_back(self, triggers: Sequence[Trigger]) -> None:
+        """Return triggers that were fetched but not claimed, for another process to take at once. Best effort, as ``settle``."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the connection, quietly; triggers not settled go back to the broker where it can do that."""
+
+
+class Doorbell(ABC):
+    """The receiving side of a transport that carries nothing: it only says that looking into the ledger may be worth it."""
+
+    @abstractmethod
+    def wait(self, timeout: float) -> set[str]:
+        """Block until a queue rings or ``timeout`` seconds passed. Returns the queues that rang, all at once when many did.
+
+        ``ANY_QUEUE`` among them says that rings may have been missed: on the first call, after each reconnect, and at every
+        return where rings cannot be heard at all (PgBouncer), which is then after at most a quarter of a second. Never raises:
+        while Postgres is away it waits out the time-out (polling is the fall-back) and reconnects by itself.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the connection, quietly."""
+
+
+class Transport(ABC):
+    """One kind of broker: a factory of senders and receivers, and what it can do, as data. Constructing one connects nothing."""
+
+    #: The value of BROKER that selects it, and what the ``broker`` column of a row says.
+    name: ClassVar[str]
+    #: True: triggers travel through ``receiver()``. False: the row itself is the message, and ``doorbell()`` rings.
+    carries_triggers: ClassVar[bool]
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def sender(self) -> Sender:
+        """A new publishing side."""
+
+    def receiver(self) -> Receiver:
+        """A new consuming side; only where ``carries_triggers``."""
+        raise TypeError(f"the {self.name} transport carries no triggers")
+
+    def doorbell(self) -> Doorbell:
+        """A new doorbell; only where not ``carries_triggers``."""
+        raise TypeError(f"the {self.name} transport carries triggers and has no doorbell")
+
+    def rings(self, queues: Iterable[str]) -> list[tuple[str, str]]:
+        """The notifications, as (channel, payload), to send with rows of these queues in somebody's transaction, so that its commit wakes
+        whoever has to act: the keepers, which publish; or, where the row is the message, the fetchers themselves."""
+        return [(DUE_CHANNEL, "")]
+
+    @abstractmethod
+    def depth(self, queues: Sequence[str]) -> dict[str, int]:
+        """How many triggers wait in the broker, per queue (0 for those it does not know). Raises: TransportDown."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close what ``depth`` opened."""
+
+
+#: Where a band ends: the first band holds every priority below the first bound, and so on. Around 0 the bands are one priority
+#: wide, further out wider, so that both habits, 0-1-2 and 0-10-100, keep their order.
+BAND_BOUNDS = (-99, -9, -1, 0, 1, 2, 10, 20, 100)
+
+
+def band(priority: int) -> int:
+    """The priority band, 0 (first) to 9 (last), of a Dramatiq priority (lower runs first, default 0 = band 4)."""
+    return bisect_right(BAND_BOUNDS, priority)

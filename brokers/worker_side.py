@@ -1,0 +1,205 @@
+"""What happens to a Dramatiq ``Worker`` that is started on our broker.
+
+Dramatiq gives every queue a consumer thread and every consumer a prefetch of its own. Ours fetch per transport and share one room,
+so before the worker makes its threads, its work queue is replaced by ours and its table of consumers by one that has a single entry
+for all queues: 200 queues cost one thread. That one consumer hands nothing out; it is where acks and nacks come in.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
+
+from dramatiq import Broker, Consumer, Message, MessageProxy, Middleware, Worker
+from dramatiq.errors import QueueNotFound
+from dramatiq.middleware import SkipMessage
+from structlog.stdlib import get_logger
+
+from brokers.fetcher import Fetcher, make_fetcher
+from brokers.message import ClaimedMessage
+from errors import LedgerUnavailable
+from ledger.database import require_migrated
+from ledger.records import Finish
+from ledger.states import State
+from runtime.node import WorkerNode
+
+if TYPE_CHECKING:
+    from brokers.broker import SwitchyardBroker
+
+logger = get_logger(__name__)
+
+
+class Service(Protocol):
+    """Something that runs beside the fetchers in every worker process, such as the keeper."""
+
+    def start(self, node: WorkerNode) -> None:
+        """Begin, with threads of its own."""
+
+    def wake(self, within: float) -> None:
+        """Something waits that will be due in ``within`` seconds."""
+
+    def stop(self) -> None:
+        """End, within a second or two."""
+
+
+class SharedConsumers(dict[str, Any]):
+    """Dramatiq's table of consumer threads: the first queue declared gets one, and it stands for all the others."""
+
+    def __contains__(self, queue_name: object) -> bool:
+        return len(self) > 0
+
+    def __missing__(self, queue_name: str) -> Any:
+        for consumer in self.values():
+            return consumer
+        raise QueueNotFound(queue_name)
+
+
+class AckConsumer(Consumer):
+    """The consumer of every queue: yields nothing, and takes what the worker threads are done with."""
+
+    def __init__(self, broker: SwitchyardBroker, timeout: int) -> None:
+        self._broker = broker
+        self._timeout = timeout / 1000
+        self._closed = threading.Event()
+
+    def __next__(self) -> MessageProxy | None:
+        self._closed.wait(self._timeout)
+        return None
+
+    def ack(self, message: MessageProxy) -> None:
+        """The execution is over: how it ended was noted on the claim."""
+        self._broker.settle(cast("ClaimedMessage", message))
+
+    # To the worker a failed message is nacked; to us both mean that the claim leaves the process.
+    nack = ack
+
+    def requeue(self, messages: Iterable[MessageProxy]) -> None:
+        """Unstarted claims are released by the node, long before Dramatiq asks."""
+
+    def close(self) -> None:
+        """Let ``__next__`` return."""
+        self._closed.set()
+
+
+class WorkerSide(Middleware):
+    """Starts and stops everything a worker process needs; always the first middleware, so that it boots first and leaves last."""
+
+    def __init__(self, broker: SwitchyardBroker) -> None:
+        self._broker = broker
+        self._fetchers: list[Fetcher] = []
+        self._worker: Worker | None = None
+
+    def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        """Check the database, take over the work queue and the consumers, register the process."""
+        ours = self._broker
+        whitelist = worker.consumer_whitelist
+
+        def queues() -> list[str]:
+            return [name for name in ours.queues if not whitelist or name in whitelist]
+
+        try:
+            require_migrated(ours.database)
+            node = WorkerNode(
+                ours.settings, ours.database, threads=worker.worker_threads, queues=queues, on_waiting=ours.wake_services
+            )
+            node.start()
+        except LedgerUnavailable as error:
+            _refuse(str(error))
+        self._worker = worker
+        worker.work_queue = cast("Any", node.queue)
+        worker.consumers = SharedConsumers()
+        ours.node = node
+        self._fetchers = [
+            make_fetcher(transport, node, queues, lambda: list(ours.actors), self._is_paused)
+            for transport in ours.consumed_transports()
+        ]
+
+    def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
+        """Threads are there to work: fetch."""
+        node = self._broker.node
+        assert node is not None
+        # What is there now stays: the collector need not walk over every imported module each time that jobs made some garbage.
+        gc.collect()
+        gc.freeze()
+        for fetcher in self._fetchers:
+            fetcher.start()
+        for service in self._broker.services:
+            service.start(node)
+
+    def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        """Fetch nothing more, give back what has not started, and start the clock of the grace."""
+        node = self._broker.node
+        assert node is not None
+        for fetcher in self._fetchers:
+            fetcher.stop()
+        node.begin_shutdown()
+        for service in self._broker.services:
+            service.stop()
+        deadline = monotonic() + 2.0
+        for fetcher in self._fetchers:
+            fetcher.join(max(0.0, deadline - monotonic()))
+        # A claim may have been under way while the first release ran.
+        node.release_unstarted()
+
+    def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        """The threads are at rest: write the last results, sign off."""
+        node = self._broker.node
+        assert node is not None
+        node.release_unstarted()
+        node.stop()
+        self._broker.node = None
+        gc.unfreeze()
+
+    def _is_paused(self) -> bool:
+        return self._worker is not None and any(consumer.paused for consumer in self._worker.consumers.values())
+
+
+def how_it_ended(message: ClaimedMessage, default: Callable[[Message[Any], BaseException], Finish]) -> Finish:
+    """The end that the hooks noted; failing that, what the message itself tells.
+
+    Nothing noted means that a hook kept ours from running: a skipped message is cancelled, anything else is a failed attempt.
+    """
+    claim = message.claim
+    if claim.ending is not None:
+        return claim.ending
+    error = message._exception
+    if error is not None and not isinstance(error, SkipMessage):
+        return default(cast("Message[Any]", message), error)
+    now = monotonic()
+    return Finish(
+        id=claim.job.id,
+        token=claim.token,
+        state=State.CANCELLED,
+        started=claim.started or now,
+        finished=now,
+        outcome="cancelled",
+        error_type="SkipMessage",
+        error="skipped by a middleware or by the actor",
+    )
+
+
+def untold(message: ClaimedMessage, error: Exception) -> Finish:
+    """The end of an execution when even noting it failed: a dead letter, on view and replayable."""
+    claim, now = message.claim, monotonic()
+    return Finish(
+        id=claim.job.id,
+        token=claim.token,
+        state=State.DEAD,
+        started=claim.started or now,
+        finished=now,
+        outcome="failed",
+        error_type=type(error).__name__,
+        error="how the execution ended cannot be told; the worker's log has the reason",
+        dead_reason="untold",
+    )
+
+
+def _refuse(reason: str) -> NoReturn:
+    """End the process with one line; Dramatiq's own handling would print a traceback or go on without us."""
+    sys.stderr.write(f"switchyard: {reason}\n")
+    sys.stderr.flush()
+    raise SystemExit(3)
