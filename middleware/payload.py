@@ -1,0 +1,127 @@
+"""A payload is checked against its actor's signature before anything is stored.
+
+Effect: a ``send()`` with a missing, unknown or wrongly typed argument raises ``PayloadError`` naming actor and field, in the process
+that made the mistake, instead of failing on a worker later. Types are checked strictly, as JSON has them, and only where the
+annotation says something about JSON; values are passed on as they are. Actor options: none. Store: none.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from typing import Any, Final
+
+import typing_extensions
+from dramatiq import Actor, Broker, Message, Middleware
+from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+
+from errors import PayloadError
+
+#: Types whose values travel as JSON unchanged; an annotation made of these alone is checked.
+_JSON_TYPES: Final = (str, int, float, bool, type(None), list, dict)
+
+
+class _Signature:
+    """An actor's parameters, ready to be checked."""
+
+    def __init__(self, actor: Actor[Any, Any]) -> None:
+        self.actor_name = actor.actor_name
+        body = inspect.unwrap(actor.fn)
+        self.signature = inspect.signature(body)
+        try:
+            hints = typing.get_type_hints(body, include_extras=True)
+        except (NameError, TypeError):
+            # A name that only type checkers see: those parameters go unchecked, their number and names do not.
+            hints = {}
+        self.adapters = {
+            name: adapter
+            for name, parameter in self.signature.parameters.items()
+            if name in hints
+            and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            and (adapter := _adapter(hints[name])) is not None
+        }
+
+    def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            bound = self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise PayloadError(self.actor_name, self._misfit(args, kwargs), f"{error}; it takes {self.signature}") from None
+        for name, value in bound.arguments.items():
+            adapter = self.adapters.get(name)
+            if adapter is not None:
+                try:
+                    adapter.validate_python(value, strict=True)
+                except ValidationError as error:
+                    raise self._mistyped(name, error) from None
+
+    def _misfit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """The field that makes the arguments not fit: an unknown name, one too many, or a missing one."""
+        parameters = self.signature.parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            for name in kwargs:
+                if name not in parameters:
+                    return name
+        positional = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
+        if len(args) > len(positional) and not variadic:
+            return f"args[{len(positional)}]"
+        given = set(positional[: len(args)])
+        for name in kwargs:
+            if name in given or (name in parameters and parameters[name].kind is inspect.Parameter.POSITIONAL_ONLY):
+                return name
+        for name, parameter in parameters.items():
+            if name not in given and name not in kwargs and parameter.default is parameter.empty:
+                return name
+        return "arguments"
+
+    def _mistyped(self, name: str, error: ValidationError) -> PayloadError:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        path = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier())
+        message = first["msg"][0].lower() + first["msg"][1:]
+        return PayloadError(self.actor_name, f"{name}.{path}" if path else name, message)
+
+
+def _adapter(annotation: Any) -> TypeAdapter[Any] | None:
+    """A validator for an annotation that speaks of JSON; None for any other."""
+    if not _is_json(annotation):
+        return None
+    try:
+        return TypeAdapter(annotation)
+    except PydanticUserError:
+        return None
+
+
+def _is_json(annotation: Any) -> bool:
+    if annotation is Any:
+        return False
+    if annotation in _JSON_TYPES or annotation is None:
+        return True
+    if typing_extensions.is_typeddict(annotation):
+        return all(_is_json(hint) or hint is Any for hint in typing.get_type_hints(annotation).values())
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return all(isinstance(value, str | int | bool | None) for value in arguments)
+    if origin is typing.Annotated or origin in (typing.Required, typing.NotRequired):
+        return _is_json(arguments[0])
+    if origin in (list, dict, typing.Union, types.UnionType):
+        return all(_is_json(argument) or argument is Any for argument in arguments)
+    return False
+
+
+class CheckedPayload(Middleware):
+    """Refuses what does not fit the actor."""
+
+    def __init__(self) -> None:
+        self._signatures: dict[str, _Signature] = {}
+
+    def after_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
+        """Read the signature once. An actor of that name declared again replaces it."""
+        self._signatures[actor.actor_name] = _Signature(actor)
+
+    def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
+        """Check the arguments. A message for an actor that this process does not know passes: its worker will check."""
+        signature = self._signatures.get(message.actor_name)
+        if signature is not None:
+            signature.check(message.args, message.kwargs)

@@ -1,0 +1,63 @@
+"""BROKER=stub: actors in unit tests, without any server.
+
+Dramatiq's own StubBroker with Dramatiq's own middleware, which is fault-free in one process, and those of ours that need no ledger: the
+payload check, the tags, and ``current_job()``, whose progress and lines go nowhere. The option names are the same.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from dramatiq import Broker, MessageProxy, Middleware
+from dramatiq.middleware import AgeLimit, AsyncIO, Callbacks, Pipelines, Retries, ShutdownNotifications, TimeLimit
+from dramatiq.results import Results
+from dramatiq.results.backends import StubBackend
+
+from middleware.current_job import job_context
+from middleware.payload import CheckedPayload
+from middleware.tags import Tags
+
+
+class StubCurrentJob(Middleware):
+    """Gives every execution a job that only remembers what it is told."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        """Enter the job's context on this thread."""
+        self._local.context = job_context(
+            id=message.message_id,
+            actor=message.actor_name,
+            queue=message.queue_name,
+            attempt=message.options.get("retries", 0) + 1,
+        )
+        self._local.context.__enter__()
+
+    def after_process_message(
+        self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
+        """Leave it."""
+        self._local.context.__exit__(None, None, None)
+
+    def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
+        """Leave it."""
+        self.after_process_message(broker, message)
+
+
+def stub_stack() -> list[Middleware]:
+    """The middlewares of the stub broker."""
+    return [
+        AgeLimit(),
+        TimeLimit(),
+        ShutdownNotifications(),
+        Callbacks(),
+        Pipelines(),
+        Retries(),
+        AsyncIO(),
+        CheckedPayload(),
+        Tags(),
+        StubCurrentJob(),
+        Results(backend=StubBackend(), store_results=True),
+    ]
