@@ -1,0 +1,13 @@
+"""What must not be forgotten: background duties that repair what faults leave behind.
+
+    relay     publishes what is due: scheduled and retrying jobs, and pending ones whose trigger may be lost
+    rescue    takes back the jobs of workers that died
+    unknown   notices jobs that no worker knows, and buries those that waited for too long
+    strays    jobs in a broker that no living worker consumes any more
+
+One duty per file; ``keeper.loop`` runs them in a thread of every worker process. None needs a leader: each takes rows with SKIP LOCKED.
+"""
+
+from keeper.loop import Keeper
+
+__all__ = ["Keeper"]
