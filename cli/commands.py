@@ -1,0 +1,107 @@
+"""The commands. What goes wrong in a way we know is one line on standard error and exit code 1, never a traceback."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import ParamSpec
+
+import click
+from rich.console import Console
+
+from cli.demo import run_demo
+from cli.migrating import migrate as migrate_database
+from cli.refusals import database_refusal
+from cli.signals import Stopped
+from cli.up import run_up
+from errors import LedgerUnavailable, SwitchyardError
+from settings import load
+
+P = ParamSpec("P")
+
+#: What shells report for a process that a signal ended: this plus its number.
+_SIGNALLED = 128
+
+
+def _reported(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn our errors into one line and an exit code."""
+
+    @functools.wraps(command)
+    def reported(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except LedgerUnavailable as error:
+            # libpq goes on with advice about host and port.
+            click.echo(f"switchyard: {str(error).splitlines()[0]}", err=True)
+            sys.exit(1)
+        except SwitchyardError as error:
+            click.echo(f"switchyard: {error}", err=True)
+            sys.exit(1)
+        except Stopped as stopped:
+            click.echo(f"switchyard: {stopped}", err=True)
+            sys.exit(_SIGNALLED + stopped.number)
+
+    return reported
+
+
+def _version() -> str:
+    try:
+        return version("switchyard")
+    except PackageNotFoundError:
+        # A checkout on the path that was never installed.
+        return "unknown (not installed)"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(_version(), prog_name="switchyard")
+def main() -> None:
+    """Background jobs: Dramatiq actors, a ledger in Postgres, a broker of your choice.
+
+    Settings come from the environment or a .env file; .env.example lists them. Without DATABASE_URL, `demo` and `up` bring a
+    Postgres of their own; without REDIS_URL, BROKER=redis brings a Redis.
+    """
+
+
+@main.command(short_help="Bring the database up to date.")
+@_reported
+def migrate() -> None:
+    """Bring the database at DATABASE_URL up to date.
+
+    Safe to run again, and from several machines at once.
+    """
+    settings = load()
+    try:
+        before, after = migrate_database(settings.database_url.get_secret_value())
+    except LedgerUnavailable as error:
+        raise database_refusal(error, settings) from error
+    click.echo(f"the ledger is at {after} already" if before == after else f"migrated the ledger: {before or 'empty'} -> {after}")
+
+
+@main.command(short_help="Send a job of every type, show and check them.")
+@_reported
+def demo() -> None:
+    """Send a real job of every type through a whole stack, show them, check what they made.
+
+    Takes some ten seconds. The exit code is 0 if every job ended as it should and every file is there.
+    """
+    console = Console()
+    problems = run_demo(console)
+    for problem in problems:
+        click.echo(f"FAILED  {problem}", err=True)
+    if problems:
+        sys.exit(1)
+
+
+@main.command(short_help="Run the whole stack until Ctrl-C.")
+@click.option(
+    "--actors", "actors", multiple=True, metavar="MODULE", help="A module with actors; may be repeated. [default: actors]"
+)
+@_reported
+def up(actors: tuple[str, ...]) -> None:
+    """Run Postgres, the broker and workers until Ctrl-C, and print the variables that lead there.
+
+    The exit code is 0 after Ctrl-C or SIGTERM, and 1 when a process of the stack ended by itself.
+    """
+    run_up(actors or ("actors",))

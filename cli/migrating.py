@@ -1,0 +1,36 @@
+"""``switchyard migrate``: bring a database up to date, and say from where to where."""
+
+from __future__ import annotations
+
+from sqlalchemy.exc import DBAPIError
+
+import migrations
+from errors import LedgerUnavailable
+from ledger.database import Database, applied_revision
+
+
+def migrate(database_url: str) -> tuple[str | None, str]:
+    """Apply what is missing.
+
+    A database that is newer than this code is left alone: migrations only ever expand, so it fits.
+
+    Returns:
+        The revision before (None: there were no tables) and after.
+
+    Raises:
+        LedgerUnavailable: Postgres does not answer, or refuses to have its tables changed.
+    """
+    before = _revision(database_url)
+    if before is not None and before > migrations.HEAD:
+        return before, before
+    try:
+        migrations.upgrade(database_url)
+    except DBAPIError as error:
+        raise LedgerUnavailable(f"cannot migrate: {str(error.orig).strip().splitlines()[0]}") from error
+    return before, migrations.HEAD
+
+
+def _revision(database_url: str) -> str | None:
+    connection = Database(database_url).dedicated("migrate")
+    with connection:
+        return applied_revision(connection)
