@@ -1,0 +1,188 @@
+"""The commands as somebody types them: help, ``migrate``, and what they say when something is wrong."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from click.testing import CliRunner, Result
+
+import migrations
+from cli import main
+from cli.commands import up
+from cli.refusals import database_refusal
+from errors import LedgerUnavailable
+from settings import load
+
+#: Nobody listens there.
+NOWHERE = "postgresql://postgres@127.0.0.1:9/nothing"
+
+
+def run(*arguments: str, **variables: str) -> Result:
+    return CliRunner().invoke(main, arguments, env=variables)
+
+
+def refused(result: Result) -> str:
+    """The one line of a refusal, which is all there is to see."""
+    assert result.exit_code == 1
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    (line,) = result.stderr.splitlines()
+    return line
+
+
+def test_the_help_names_every_command():
+    result = run("--help")
+
+    assert result.exit_code == 0
+    for command in ("migrate", "demo", "up"):
+        assert re.search(rf"^  {command} [^.]+\.$", result.stdout, re.MULTILINE)
+
+
+def test_every_command_has_help():
+    for name in main.commands:
+        assert run(name, "--help").exit_code == 0
+
+
+def test_it_says_its_version():
+    assert run("--version").stdout.startswith("switchyard, version ")
+
+
+def test_an_empty_database_is_migrated_and_one_that_is_not_is_left_alone(empty_database_url: str):
+    first = run("migrate", DATABASE_URL=empty_database_url)
+    second = run("migrate", DATABASE_URL=empty_database_url)
+
+    assert (first.exit_code, first.stdout) == (0, f"migrated the ledger: empty -> {migrations.HEAD}\n")
+    assert (second.exit_code, second.stdout) == (0, f"the ledger is at {migrations.HEAD} already\n")
+
+
+def test_a_database_of_a_newer_version_is_left_alone(database_url: str):
+    with psycopg.connect(database_url) as connection:
+        connection.execute("UPDATE switchyard.alembic_version SET version_num = '9999'")
+
+    result = run("migrate", DATABASE_URL=database_url)
+
+    assert (result.exit_code, result.stdout) == (0, "the ledger is at 9999 already\n")
+
+
+def test_a_database_that_may_not_be_changed_is_reported(database_url: str):
+    with psycopg.connect(database_url) as connection:
+        connection.execute("DROP SCHEMA switchyard CASCADE")
+        connection.execute("DROP SCHEMA IF EXISTS switchyard_jobs CASCADE")
+    readonly = f"{database_url}?options=-c%20default_transaction_read_only%3Don"
+
+    assert "cannot migrate: cannot execute CREATE SCHEMA in a read-only" in refused(run("migrate", DATABASE_URL=readonly))
+
+
+@pytest.mark.parametrize("command", ["migrate", "demo", "up"])
+def test_a_database_that_does_not_answer_is_reported_in_one_line(command: str, tmp_path: Path):
+    line = refused(run(command, DATABASE_URL=NOWHERE, DATA_DIR=str(tmp_path)))
+
+    assert line == "switchyard: DATABASE_URL: nobody answers at 127.0.0.1:9 (Connection refused)"
+
+
+def test_a_database_that_does_not_exist_is_named_with_the_command_that_makes_it(postgres_url: str):
+    server = urlsplit(postgres_url)
+    url = f"postgresql://{server.netloc}/no_such_database"
+
+    line = refused(run("migrate", DATABASE_URL=url))
+
+    port = f" -p {server.port}" if server.port not in (None, 5432) else ""
+    place = f"{server.hostname}:{server.port or 5432}"
+    command = f"createdb -h {server.hostname}{port} -U {server.username} no_such_database"
+    assert line == f'switchyard: DATABASE_URL: Postgres at {place} has no database "no_such_database"; create it: {command}'
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ('connection to server at "::1", port 5432 failed: FATAL:  role "app" does not exist', '::1:5432 has no user "app"'),
+        (
+            'connection to server at "db" (10.0.0.7), port 6000 failed: FATAL:  password authentication failed for user "app"',
+            "Postgres at db:6000 refused the login; check user and password",
+        ),
+        ('connection to server on socket "/run/x" failed: No such file', "nobody answers at /run/x (No such file)"),
+        ('connection to server at "db", port 1 failed: FATAL:  too many connections', "at db:1 refused: too many connections"),
+        ("failed to resolve host 'db': Name or service not known", "DATABASE_URL: failed to resolve host 'db'"),
+    ],
+)
+def test_what_postgres_says_is_told_as_a_sentence_about_the_variable(said: str, shown: str):
+    error = LedgerUnavailable(f"connection failed: {said}\n\tIs the server running on that host?")
+
+    found = str(database_refusal(error, load(database_url="postgresql://me:hunter2@db/app")))
+
+    assert found.startswith("DATABASE_URL: ")
+    assert shown in found
+    assert "\n" not in found
+    assert "hunter2" not in found
+
+
+def test_a_default_that_was_tried_is_told_apart_from_a_value_that_was_given(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    error = LedgerUnavailable("failed to resolve host 'db'")
+
+    assert str(database_refusal(error, load())).startswith("DATABASE_URL: it is not set, so the default was tried: failed")
+
+
+@pytest.mark.parametrize("command", ["migrate", "demo", "up"])
+def test_a_database_url_that_cannot_be_read_is_a_wrong_setting(command: str, tmp_path: Path):
+    line = refused(run(command, DATABASE_URL="postgresql://me@db:abc/x", DATA_DIR=str(tmp_path)))
+
+    assert line.startswith("switchyard: DATABASE_URL: the port has to be a number")
+
+
+@pytest.mark.parametrize("command", ["migrate", "demo", "up"])
+def test_a_wrong_setting_is_named(command: str):
+    assert refused(run(command, BROKER="kafka")).startswith("switchyard: BROKER: ")
+
+
+@pytest.mark.parametrize("command", ["demo", "up"])
+def test_the_stub_broker_has_no_stack(command: str, tmp_path: Path):
+    assert "BROKER: stub has no workers" in refused(run(command, BROKER="stub", DATA_DIR=str(tmp_path)))
+
+
+@pytest.mark.parametrize("command", ["demo", "up"])
+def test_a_rabbitmq_that_does_not_answer_is_named(command: str, database_url: str, tmp_path: Path):
+    url = "amqp://guest:guest@127.0.0.1:9/%2F"
+    result = run(command, BROKER="rabbitmq", RABBITMQ_URL=url, DATABASE_URL=database_url, DATA_DIR=str(tmp_path))
+
+    said = "RABBITMQ_URL: nobody answers at 127.0.0.1:9 (connection refused); BROKER=rabbitmq needs it"
+    assert refused(result) == f"switchyard: {said}"
+
+
+def test_a_login_that_rabbitmq_refuses_is_named_without_the_password(database_url: str, rabbitmq_url: str, tmp_path: Path):
+    server = urlsplit(rabbitmq_url)
+    url = f"amqp://nobody:hunter2@{server.hostname}:{server.port or 5672}/%2F"
+    result = run("up", BROKER="rabbitmq", RABBITMQ_URL=url, DATABASE_URL=database_url, DATA_DIR=str(tmp_path))
+
+    said = f"RABBITMQ_URL: {server.hostname}:{server.port or 5672} refused the login of 'nobody'; BROKER=rabbitmq needs it"
+    assert refused(result) == f"switchyard: {said}"
+
+
+def test_a_redis_that_does_not_answer_is_named(database_url: str, tmp_path: Path):
+    result = run("up", BROKER="redis", REDIS_URL="redis://127.0.0.1:9/0", DATABASE_URL=database_url, DATA_DIR=str(tmp_path))
+
+    assert re.match("switchyard: REDIS_URL: .*127.0.0.1:9.*refused; BROKER=redis needs it$", refused(result))
+
+
+def test_a_data_folder_that_cannot_be_used_is_named(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+
+    assert "DATA_DIR: cannot use" in refused(run("up", DATA_DIR=str(tmp_path / "file" / "var")))
+
+
+def test_actors_that_cannot_be_imported_are_found_in_the_workers_log(database_url: str, tmp_path: Path):
+    result = run("up", "--actors", "no_such_module", DATABASE_URL=database_url, DATA_DIR=str(tmp_path))
+
+    assert result.exit_code == 1
+    assert "switchyard: worker ended with exit code" in result.stderr
+    assert "No module named 'no_such_module'" in result.stderr
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_up_takes_several_modules():
+    (option,) = [parameter for parameter in up.params if parameter.name == "actors"]
+
+    assert option.multiple

@@ -1,0 +1,53 @@
+"""Barriers for two-connection tests: go on when the other session provably waits for a lock."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from psycopg import Connection
+
+from tests.rig.waiting import wait_until
+
+T = TypeVar("T")
+
+
+def wait_for_lock(observer: Connection[Any], pid: int) -> None:
+    """Return once the session with this backend pid waits for a lock that another session holds."""
+
+    def blocked() -> bool:
+        row = observer.execute("SELECT cardinality(pg_blocking_pids(%s)) > 0", [pid]).fetchone()
+        return row is not None and bool(row[0])
+
+    wait_until(blocked, 10, f"session {pid} waits for a lock")
+
+
+class Meanwhile:
+    """Runs one call in a thread and hands out what it returned or raised."""
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        self._call = call
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._value = self._call()
+        except BaseException as error:  # handed to the test by result()
+            self._error = error
+
+    @property
+    def done(self) -> bool:
+        """Whether the call has ended."""
+        return not self._thread.is_alive()
+
+    def result(self, timeout: float = 10.0) -> Any:
+        """What the call returned; raises what it raised."""
+        self._thread.join(timeout)
+        assert not self._thread.is_alive(), "the call still waits"
+        if self._error is not None:
+            raise self._error
+        return self._value

@@ -1,0 +1,51 @@
+"""Connections to a ledger of the test's own, and how many examples the state machine tries."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from ledger.database import BoundedConnection, Database
+from tests.rig.postgres import Databases
+
+#: LEDGER_EXAMPLES=2000 LEDGER_STEPS=50 for a long run with fresh seeds; the suite repeats the same short one.
+_EXAMPLES = os.environ.get("LEDGER_EXAMPLES")
+
+settings.register_profile(
+    "ledger",
+    max_examples=int(_EXAMPLES or 100),
+    stateful_step_count=int(os.environ.get("LEDGER_STEPS", 30)),
+    derandomize=_EXAMPLES is None,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.fixture(scope="package")
+def ledger_url(databases: Databases) -> Iterator[str]:
+    """One migrated database for the tests of this folder; ``ledger`` empties it first."""
+    url = databases.create()
+    yield url
+    databases.drop(url)
+
+
+@pytest.fixture
+def connect(ledger_url: str) -> Iterator[Callable[[], BoundedConnection]]:
+    """Opens further connections of the kind that workers' threads live on."""
+    database = Database(ledger_url)
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(database.dedicated("test"))
+
+
+@pytest.fixture
+def ledger(connect: Callable[[], BoundedConnection]) -> BoundedConnection:
+    """A connection to an empty ledger."""
+    connection = connect()
+    connection.execute("DELETE FROM switchyard.job")
+    connection.execute("DELETE FROM switchyard.worker")
+    return connection

@@ -1,0 +1,412 @@
+"""Any order of everything that can happen to jobs, on the real ledger and on a model of dicts; they have to agree after each step.
+
+The suite runs the same 100 short stories every time. ``LEDGER_EXAMPLES=2000 LEDGER_STEPS=50`` runs more, with fresh seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import Phase, note, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from errors import JobExists
+from ledger import read, write
+from ledger.database import Database
+from ledger.records import Finish
+from ledger.sql import SQL
+from ledger.states import TERMINAL, WAITING, State, is_legal
+from tests.ledger.factory import completed, failed, new_job, released, token
+
+MAX_LOST = 2
+LONG = 300 * 365 * 86_400.0
+WORKERS = st.sampled_from(["w1", "w2"])
+BROKERS = st.sampled_from(["postgres", "redis"])
+RARELY = st.sampled_from([False, False, False, True])
+#: The answer comes, or is lost after the commit, or the process dies before it.
+REPLIES = st.sampled_from(["came", "came", "came", "lost", "crash"])
+OTHER_PAYLOAD = '{"args": ["other"], "kwargs": {}}'
+
+
+@dataclass
+class Model:
+    """What one job's row has to be."""
+
+    message_id: str
+    broker: str
+    priority: int
+    max_attempts: int
+    state: State
+    due: bool
+    generation: int = 1
+    attempt: int = 0
+    failures: int = 0
+    lost: int = 0
+    suspect: bool = False
+    token: str | None = None
+    last_token: str | None = None
+    worker: str | None = None
+    dead_reason: str | None = None
+    result: Any = None
+    started: bool = False
+    long_lease: bool = False
+    history: list[tuple[int, int, str]] = field(default_factory=list)
+
+    def leave_running(self, state: State, outcome: str | None, *, due: bool = False) -> None:
+        """The claim ends; an outcome goes into the history."""
+        if outcome is not None:
+            self.history.append((self.generation, self.attempt, outcome))
+        self.state, self.due, self.token, self.long_lease = state, due, None, False
+
+
+#: Weight, condition, and what to draw for each thing that can happen.
+STEPS: list[tuple[int, Callable[[Any], Any], Callable[..., None], dict[str, st.SearchStrategy[Any]]]] = []
+
+
+def step(*, weight: int, when: Callable[[Any], Any] = lambda _: True, **draws: st.SearchStrategy[Any]) -> Callable[..., Any]:
+    """Let a method happen ``weight`` times as often as others.
+
+    Rules of hypothesis's own would do, but it leaves some of them out of each story, and the interesting ones need most of them.
+    """
+
+    def register(method: Callable[..., None]) -> Callable[..., None]:
+        STEPS.append((weight, when, method, draws))
+        return method
+
+    return register
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Two workers, two brokers, one keeper, and somebody who sends, cancels and replays."""
+
+    database: Database
+
+    @initialize()
+    def begin(self) -> None:
+        self.ledger = self.database.dedicated("machine")
+        self.ledger.execute("DELETE FROM switchyard.job")
+        self.jobs: dict[int, Model] = {}
+        #: Every claim ever made, the lost ones too: zombies write with these.
+        self.claims: list[tuple[int, str]] = []
+        self.before: dict[int, tuple[State, int]] = {}
+        self.now = datetime(2100, 1, 1, tzinfo=UTC)
+        self.enqueue_many(None, 3)
+
+    def teardown(self) -> None:
+        self.ledger.close()
+
+    @rule(data=st.data())
+    def something_happens(self, data: st.DataObject) -> None:
+        possible = [entry for entry in STEPS if entry[1](self) for _ in range(entry[0])]
+        _, _, method, draws = data.draw(st.sampled_from(possible))
+        drawn = {name: data.draw(strategy) for name, strategy in draws.items()}
+        note(f"{method.__name__} {drawn}")
+        method(self, data, **drawn)
+
+    def later(self) -> datetime:
+        """A time by which every delay and every lease but the very long ones has passed."""
+        self.now += timedelta(days=1)
+        return self.now
+
+    def some_claims(self, data: st.DataObject) -> list[tuple[int, str]]:
+        """Up to three claims, one per job: valid ones and lost ones, rather of jobs that run."""
+        pool = [claim for claim in self.claims if self.jobs[claim[0]].state is State.RUNNING] or self.claims
+        return data.draw(st.lists(st.sampled_from(pool), min_size=1, max_size=3, unique_by=lambda claim: claim[0]))
+
+    def some(self, data: st.DataObject, states: frozenset[State] | set[State]) -> list[int]:
+        """Up to three jobs in these states; any jobs when there are none."""
+        pool = [id_ for id_, job in self.jobs.items() if job.state in states] or list(self.jobs)
+        return data.draw(st.lists(st.sampled_from(pool), min_size=1, max_size=3, unique=True))
+
+    @step(
+        weight=1, broker=BROKERS, priority=st.integers(0, 1), attempts=st.integers(1, 3), delay=st.sampled_from([0.0, 0.0, 60.0])
+    )
+    def enqueue(self, _: st.DataObject, broker: str, priority: int, attempts: int, delay: float) -> None:
+        grace = None if broker == "postgres" else 30.0
+        job = new_job(broker=broker, priority=priority, max_attempts=attempts, delay=delay, grace=grace)
+        entry = write.enqueue(self.ledger, job)
+        assert entry.created
+        state = State.SCHEDULED if delay else State.PENDING
+        self.jobs[entry.id] = Model(job.message_id, broker, priority, attempts, state, bool(delay) or broker != "postgres")
+
+    @step(weight=1, count=st.integers(1, 4))
+    def enqueue_many(self, _: st.DataObject | None, count: int) -> None:
+        jobs = [new_job(max_attempts=2) for _ in range(count)]
+        for job, entry in zip(jobs, write.enqueue_many(self.ledger, jobs), strict=True):
+            self.jobs[entry.id] = Model(job.message_id, "postgres", 0, 2, State.PENDING, False)
+
+    @step(weight=1, when=lambda self: self.jobs, other=st.booleans(), bulk=st.booleans())
+    def enqueue_again(self, data: st.DataObject, other: bool, bulk: bool) -> None:
+        id_ = data.draw(st.sampled_from(list(self.jobs)))
+        model = self.jobs[id_]
+        job = new_job(message_id=model.message_id, **({"payload": OTHER_PAYLOAD} if other else {}))
+        send: Callable[[], Any] = partial(write.enqueue, self.ledger, job)
+        if bulk:
+            # A new job beside it: it must not stay when the other one is refused.
+            send = partial(write.enqueue_many, self.ledger, [new_job(), job] if other else [job])
+        if other or model.state in TERMINAL:
+            with pytest.raises(JobExists):
+                send()
+        else:
+            answer = send()
+            entry = answer[0] if bulk else answer
+            assert (entry.id, entry.created) == (id_, False)
+
+    def claimed(self, found: list[Any], worker: str, by: str, long: bool) -> None:
+        for entry in found:
+            model = self.jobs[entry.id]
+            model.state, model.token, model.worker, model.due = State.RUNNING, by, worker, False
+            model.attempt += 1
+            model.started, model.long_lease = False, long
+            assert (entry.generation, entry.attempt, entry.failures) == (model.generation, model.attempt, model.failures)
+            self.claims.append((entry.id, by))
+
+    @step(
+        weight=6,
+        when=lambda self: any(job.state is State.PENDING for job in self.jobs.values()),
+        worker=WORKERS,
+        by_id=st.booleans(),
+        wrong_kind=RARELY,
+        long=RARELY,
+        reply=REPLIES,
+    )
+    def claim(self, data: st.DataObject, worker: str, by_id: bool, wrong_kind: bool, long: bool, reply: str) -> None:
+        ids = self.some(data, {State.PENDING})
+        suspects = self.jobs[ids[0]].suspect is not wrong_kind
+        if by_id:
+            ids = list(dict.fromkeys([*ids, data.draw(st.sampled_from(list(self.jobs)))]))
+            wanted = [id_ for id_ in ids if self.jobs[id_].state is State.PENDING and self.jobs[id_].suspect is suspects]
+            claim = partial(write.claim_by_id, self.ledger, ids, actors=["work"], suspects=suspects)
+        else:
+            ready = [
+                (job.priority, id_)
+                for id_, job in self.jobs.items()
+                if job.state is State.PENDING and job.broker == "postgres" and job.suspect is suspects
+            ]
+            wanted = [id_ for _, id_ in sorted(ready)[: len(ids)]]
+            claim = partial(write.claim_next, self.ledger, "default", len(ids), actors=["work"], suspects=suspects)
+        self.claim_with(claim, wanted, worker, long, reply)
+
+    def claim_with(self, claim: Callable[..., list[Any]], wanted: list[int], worker: str, long: bool, reply: str) -> None:
+        by = token()
+        run = partial(claim, worker=worker, token=by, lease=LONG if long else 30.0)
+        if reply == "crash":
+            with self.ledger.transaction(force_rollback=True):
+                assert [job.id for job in run()] == wanted
+            return
+        found = run()
+        assert [job.id for job in found] == wanted
+        if reply == "lost":
+            found = write.claimed_with_token(self.ledger, worker=worker, token=by)
+            assert {job.id for job in found} == set(wanted)
+        self.claimed(found, worker, by, long)
+
+    @step(weight=3, when=lambda self: self.claims)
+    def start(self, data: st.DataObject) -> None:
+        id_, by = self.some_claims(data)[0]
+        model = self.jobs[id_]
+        held = model.token == by
+        assert write.record_start(self.ledger, id_, by, 30.0) is held
+        if held:
+            model.started, model.long_lease = True, False
+
+    @step(weight=2, when=lambda self: self.claims, age=st.sampled_from([None, 1.0]))
+    def heartbeat(self, data: st.DataObject, age: float | None) -> None:
+        beating = self.some_claims(data)
+        ours = {id_ for id_, by in beating if self.jobs[id_].token == by}
+        assert write.extend_leases(self.ledger, [(id_, by, age) for id_, by in beating], 30.0) == ours
+        for id_ in ours:
+            self.jobs[id_].long_lease = False
+            self.jobs[id_].started |= age is not None
+
+    def how_it_ends(self, id_: int, by: str, how: str) -> Finish:
+        model = self.jobs[id_]
+        if how == "ok":
+            return completed(id_, by, f'"{by}"')
+        if how == "release":
+            return released(id_, by)
+        if how == "cancel":
+            return failed(id_, by, state=State.CANCELLED, outcome="cancelled")
+        if how == "snooze":
+            return failed(id_, by, state=State.SCHEDULED, outcome="snoozed")
+        if how == "permanent" or model.failures + 1 >= model.max_attempts:
+            return failed(id_, by, state=State.DEAD)
+        return failed(id_, by)
+
+    @step(
+        weight=5,
+        when=lambda self: self.claims,
+        hows=st.lists(st.sampled_from(["ok", "fail", "permanent", "snooze", "release", "cancel"]), min_size=3, max_size=3),
+        reply=REPLIES,
+    )
+    def finish(self, data: st.DataObject, hows: list[str], reply: str) -> None:
+        ending = self.some_claims(data)
+        batch = [self.how_it_ends(id_, by, how) for (id_, by), how in zip(ending, hows, strict=False)]
+        ours = {entry.id for entry in batch if self.jobs[entry.id].token == entry.token}
+        if reply == "crash":
+            with self.ledger.transaction(force_rollback=True):
+                assert write.finish(self.ledger, batch) == ours
+            return
+        assert write.finish(self.ledger, batch) == ours
+        for entry in batch:
+            model = self.jobs[entry.id]
+            if entry.id not in ours:
+                continue
+            waits = entry.state in WAITING
+            model.leave_running(entry.state, entry.outcome, due=waits)
+            model.last_token, model.suspect, model.dead_reason = entry.token, False, entry.dead_reason
+            model.failures += entry.outcome == "failed"
+            model.result = entry.token if entry.state is State.COMPLETED else None
+        if reply == "lost":
+            assert write.finish(self.ledger, batch) == set()
+            own = {entry.id for entry in batch if self.jobs[entry.id].last_token == entry.token}
+            assert write.own_commits(self.ledger, batch) == own
+
+    @step(weight=1, when=lambda self: self.claims)
+    def release_unstarted(self, data: st.DataObject) -> None:
+        back = [(id_, by) for id_, by in self.some_claims(data) if not self.jobs[id_].started]
+        ours = {id_ for id_, by in back if self.jobs[id_].token == by}
+        assert write.release_unstarted(self.ledger, back) == ours
+        for id_, by in back:
+            if id_ in ours:
+                model = self.jobs[id_]
+                model.leave_running(State.PENDING, None, due=True)
+                model.attempt -= 1
+                model.last_token, model.worker = by, None
+
+    @step(weight=1, when=lambda self: self.jobs)
+    def cancel(self, data: st.DataObject) -> None:
+        model = self.jobs[self.some(data, WAITING)[0]]
+        assert write.cancel_waiting(self.ledger, model.message_id) is (model.state in WAITING)
+        if model.state in WAITING:
+            model.state, model.due = State.CANCELLED, False
+
+    @step(weight=2, when=lambda self: self.jobs)
+    def replay(self, data: st.DataObject) -> None:
+        badly = {State.DEAD, State.CANCELLED}
+        model = self.jobs[self.some(data, badly)[0]]
+        assert write.replay(self.ledger, model.message_id) is (model.state in badly)
+        if model.state in badly:
+            model.state, model.due, model.suspect, model.worker, model.dead_reason = State.PENDING, True, False, None, None
+            model.generation += 1
+            model.attempt = model.failures = model.lost = 0
+
+    @step(weight=4, broker=BROKERS, limit=st.sampled_from([2, 1_000]), shared=st.booleans(), crash=RARELY)
+    def relay(self, _: st.DataObject, broker: str, limit: int, shared: bool, crash: bool) -> None:
+        elsewhere = [name for name in ("postgres", "redis") if name != broker] if shared else []
+        due = {
+            id_
+            for id_, job in self.jobs.items()
+            if job.due and (job.state is not State.PENDING or job.broker == broker or job.broker not in elsewhere)
+        }
+        run = partial(write.relay_due, self.ledger, broker=broker, carries=broker != "postgres", elsewhere=elsewhere, limit=limit)
+        if crash:
+            with self.ledger.transaction(force_rollback=True):
+                assert {job.id for job in run(now=self.later())} <= due
+            return
+        relayed = {job.id for job in run(now=self.later())}
+        assert relayed <= due
+        assert len(relayed) == min(limit, len(due))
+        for id_ in relayed:
+            model = self.jobs[id_]
+            model.state, model.broker, model.due = State.PENDING, broker, broker != "postgres"
+
+    @step(weight=4, when=lambda self: any(job.state is State.RUNNING for job in self.jobs.values()), alive=RARELY, crash=RARELY)
+    def rescue(self, data: st.DataObject, alive: bool, crash: bool) -> None:
+        worker = data.draw(st.sampled_from(sorted({str(job.worker) for job in self.jobs.values() if job.state is State.RUNNING})))
+        held = [(id_, job) for id_, job in self.jobs.items() if job.state is State.RUNNING and job.worker == worker]
+        expired = [(id_, job) for id_, job in held if not job.long_lease]
+        if not alive and len(expired) < len(held):
+            expired = []
+        guilty = {id_ for id_, job in expired if alive or (job.suspect and job.started)}
+        run = partial(write.rescue_worker, self.ledger, worker, alive=alive, max_lost=MAX_LOST)
+        if crash:
+            with self.ledger.transaction(force_rollback=True):
+                assert len(run(now=self.later())) == len(expired)
+            return
+        found = {job.id: job for job in run(now=self.later())}
+        assert set(found) == {id_ for id_, _ in expired}
+        for id_, model in expired:
+            model.lost += id_ in guilty
+            dead = id_ in guilty and model.lost >= MAX_LOST
+            state = State.DEAD if dead else State.SCHEDULED if id_ in guilty else State.PENDING
+            model.suspect = False if dead else True if not guilty else id_ in guilty or model.suspect
+            model.leave_running(state, "lost", due=not dead)
+            model.last_token, model.dead_reason = None, "worker_lost" if dead else None
+            assert (found[id_].state, found[id_].lost, found[id_].guilty) == (state, model.lost, id_ in guilty)
+
+    @invariant()
+    def the_ledger_is_as_the_model_says(self) -> None:
+        rows = self.ledger.execute(
+            "SELECT id, message_id::text, broker, priority, state, next_publish_at IS NOT NULL, generation, attempt, failures, lost,"
+            " suspect, token::text, last_token::text, worker, dead_reason, result FROM switchyard.job"
+        ).fetchall()
+        assert {row[0]: row[1:] for row in rows} == {
+            id_: (
+                job.message_id, job.broker, job.priority, job.state, job.due, job.generation, job.attempt, job.failures, job.lost,
+                job.suspect, job.token, job.last_token, job.worker, job.dead_reason, job.result,
+            )
+            for id_, job in self.jobs.items()
+        }  # fmt: skip
+        past = self.ledger.execute(
+            "SELECT job_id, generation, attempt, outcome FROM switchyard.attempt ORDER BY 1, 2, 3"
+        ).fetchall()
+        assert past == [(id_, *entry) for id_, job in sorted(self.jobs.items()) for entry in sorted(job.history)]
+
+    @invariant()
+    def nothing_is_stuck(self) -> None:
+        for job in self.jobs.values():
+            row_is_message = job.state is State.PENDING and job.broker == "postgres"
+            assert (job.state in TERMINAL) + (job.token is not None) + (job.due or row_is_message) == 1
+
+    @invariant()
+    def every_step_was_legal(self) -> None:
+        now = {id_: (job.state, job.generation) for id_, job in self.jobs.items()}
+        for id_, (state, generation) in self.before.items():
+            after, later = now[id_]
+            assert is_legal(state, after)
+            assert later - generation == (state in (State.DEAD, State.CANCELLED) and after is State.PENDING)
+        self.before = now
+
+    @invariant()
+    def counters_stay_within_their_bounds(self) -> None:
+        for job in self.jobs.values():
+            assert job.failures <= job.max_attempts
+            assert job.lost <= MAX_LOST
+            assert job.failures + job.lost <= job.attempt
+
+    @step(weight=2)
+    def look(self, data: st.DataObject) -> None:
+        for id_ in self.some(data, {State.RUNNING}):
+            job = self.jobs[id_]
+            assert read.get_job(self.ledger, job.message_id).state is job.state
+            numbers = [(entry.generation, entry.attempt) for entry in read.attempts(self.ledger, job.message_id)]
+            assert numbers == sorted(set(numbers)), id_
+            current = [attempt for generation, attempt in numbers if generation == job.generation]
+            assert current == list(range(1, job.attempt + 1))
+        counted = read.counts(self.ledger).by_state()
+        assert counted == {state: sum(job.state is state for job in self.jobs.values()) for state in State}
+
+
+@pytest.mark.timeout(120 + 2 * settings.get_profile("ledger").max_examples)
+def test_the_ledger_agrees_with_its_model_whatever_happens(ledger_url):
+    LedgerMachine.database = Database(ledger_url)
+    run_state_machine_as_test(LedgerMachine, settings=settings.get_profile("ledger"))
+
+
+def test_the_machine_notices_a_finish_without_its_fence(ledger_url, monkeypatch):
+    unfenced = SQL["finish_completed"].replace("j.token = f.token AND ", "")
+    assert unfenced != SQL["finish_completed"]
+    monkeypatch.setitem(SQL, "finish_completed", unfenced)
+    LedgerMachine.database = Database(ledger_url)
+    search = settings(settings.get_profile("ledger"), max_examples=1_000, stateful_step_count=50, phases=[Phase.generate])
+
+    with pytest.raises((AssertionError, psycopg.Error)):
+        run_state_machine_as_test(LedgerMachine, settings=search)

@@ -1,0 +1,294 @@
+"""Query plans on a ledger with a past: 50,000 completed jobs, a few of everything else, and no statement that walks over them.
+
+The hot statements run as workers run them (dedicated connection, generic plans); what people ask for runs as on the pool, with the
+planner's defaults.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from ledger import read, write
+from ledger.database import Database
+from ledger.sql import SQL
+from ledger.states import State
+from tests.ledger.factory import completed, failed, new_job, token
+from tests.rig.postgres import Databases
+
+PAST = 50_000
+A_FEW = 40
+
+SEED = """
+    INSERT INTO switchyard.job (
+        message_id, queue, actor, state, payload, broker, priority, suspect, created_at, started_at, finished_at, last_token, worker,
+        next_publish_at, token, lease_until, dead_reason, wait_reason, wait_since
+    )
+    SELECT
+        gen_random_uuid(), 'q' || mod(i, 5), 'a' || mod(i, 20), state, '{"args": [1, 2], "kwargs": {"x": "y"}}', broker,
+        mod(i, 3), mod(i, 10) = 0,
+        now() - make_interval(secs => 100000 - i), CASE WHEN ended THEN now() END, CASE WHEN ended THEN now() END, gen_random_uuid(),
+        'w' || mod(i, 4),
+        CASE WHEN state IN ('scheduled', 'retrying') OR (state = 'pending' AND broker = 'redis')
+            THEN now() + make_interval(secs => i) END,
+        CASE WHEN state = 'running' THEN gen_random_uuid() END, CASE WHEN state = 'running' THEN now() END,
+        CASE WHEN state = 'dead' THEN 'max_retries' END,
+        CASE WHEN state = 'pending' AND mod(i, 10) = 1 THEN 'unknown_actor' END,
+        CASE WHEN state = 'pending' AND mod(i, 10) = 1 THEN now() END
+    FROM (
+        SELECT i, state, broker, state IN ('completed', 'dead', 'cancelled') AS ended
+        FROM unnest(%(states)s::text[]) AS s (state), unnest(ARRAY['postgres', 'redis']) AS b (broker), generate_series(1, %(count)s) AS i
+    ) AS rows
+    ORDER BY i
+"""
+
+
+@pytest.fixture(scope="module")
+def seeded_url(databases: Databases) -> Iterator[str]:
+    """The old ledger, analysed."""
+    url = databases.create()
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("SET session_replication_role = replica")  # rows begin in states that only history reaches
+        rare = [state.value for state in State if state is not State.COMPLETED]
+        connection.execute(SEED, {"states": rare, "count": A_FEW})
+        connection.execute(SEED, {"states": ["completed"], "count": PAST // 2})
+        connection.execute("VACUUM ANALYZE switchyard.job")
+    yield url
+    databases.drop(url)
+
+
+def custom_plan(connection: Any, text: str, parameters: Any) -> list[Any]:
+    """The plan for these very values."""
+    return list(connection.execute(f"EXPLAIN {text}", parameters, prepare=False))
+
+
+def generic_plan(connection: Any, text: str, parameters: dict[str, Any] | None) -> list[Any]:
+    """The plan that a prepared statement has for any values."""
+    names = list(dict.fromkeys(re.findall(r"%\((\w+)\)s", text)))
+    numbered = re.sub(r"%\((\w+)\)s", lambda match: f"${names.index(match[1]) + 1}", text).replace("%%", "%")
+    connection.execute(f"PREPARE explained AS {numbered}")
+    values = sql.SQL(", ").join([sql.Literal((parameters or {})[name]) for name in names])
+    arguments = sql.SQL("({})").format(values) if names else sql.SQL("")
+    rows = list(connection.execute(sql.SQL("EXPLAIN EXECUTE explained {}").format(arguments)))
+    connection.execute("DEALLOCATE explained")
+    return rows
+
+
+class Recorder:
+    """Stands between a function of ours and its connection, and explains each statement under the settings it runs with."""
+
+    def __init__(self, connection: Any, generic: bool) -> None:
+        self.connection = connection
+        self.generic = generic
+        self.plans: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.connection, name)
+
+    @contextmanager
+    def cursor(self, **options: Any) -> Iterator[Recorder]:
+        with self.connection.cursor(**options) as cursor:
+            recorder = Recorder(cursor, self.generic)
+            recorder.plans = self.plans
+            yield recorder
+
+    def execute(self, statement: Any, parameters: Any = None, **options: Any) -> Any:
+        text = statement.decode() if isinstance(statement, bytes) else statement
+        if "pg_try_advisory" not in text:
+            plain = getattr(self.connection, "connection", self.connection)
+            explain = generic_plan if self.generic else custom_plan
+            self.plans.append("\n".join(line for (line,) in explain(plain, text, parameters)))
+        return self.connection.execute(statement, parameters, **options)
+
+
+def plans_of(connection: Any, call: Callable[[Any], Any], *, generic: bool) -> str:
+    """The plans of every statement that a call makes, undone afterwards."""
+    recorder = Recorder(connection, generic)
+    with connection.transaction(force_rollback=True):
+        call(recorder)
+    assert recorder.plans
+    return "\n".join(recorder.plans)
+
+
+IDS = list(range(1, 51))
+CLAIM: dict[str, Any] = {"actors": ["a1", "a2"], "worker": "w", "lease": 30.0}
+
+HOT: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
+    "claim_next": (lambda c: write.claim_next(c, "q1", 20, token=token(), **CLAIM), {"job_ready"}),
+    "claim_by_id": (lambda c: write.claim_by_id(c, IDS, token=token(), **CLAIM), {"job_pkey"}),
+    "claimed_with_token": (lambda c: write.claimed_with_token(c, worker="w1", token=token()), {"job_lease"}),
+    "ready_queues": (lambda c: write.ready_queues(c, ["q1", "q2"], ["a1"]), {"job_ready"}),
+    "why_not_claimed": (lambda c: write.why_not_claimed(c, IDS), {"job_pkey"}),
+    "release_unstarted": (lambda c: write.release_unstarted(c, [(id_, token()) for id_ in IDS]), set()),
+    "extend_leases": (lambda c: write.extend_leases(c, [(id_, token(), 1.0) for id_ in IDS], 30.0), {"job_pkey"}),
+    "relay_due": (lambda c: write.relay_due(c, broker="redis", carries=True), {"job_due"}),
+    "next_due": (write.next_due, {"job_due"}),
+    "expired_workers": (write.expired_workers, {"job_lease"}),
+    "rescue_worker": (lambda c: write.rescue_worker(c, "w1", alive=False, max_lost=3), {"job_lease"}),
+    "cancel_waiting": (lambda c: write.cancel_waiting(c, token()), {"job_message_id_key"}),
+    "replay": (lambda c: write.replay(c, token()), {"job_message_id_key"}),
+    "bury_unknown": (lambda c: c.execute(SQL["bury_unknown"], {"now": None, "after": 60.0}), {"job_unknown_actor"}),
+    "mark_unknown": (lambda c: c.execute(SQL["mark_unknown"], {"queue": "q1", "actors": ["a1"]}), {"job_ready"}),
+    "forget_workers": (lambda c: c.execute(SQL["forget_workers"]), {"job_lease"}),
+}
+
+
+@pytest.mark.parametrize("name", HOT)
+def test_a_hot_statement_uses_its_index_on_a_workers_connection(seeded_url, name):
+    call, indexes = HOT[name]
+    with Database(seeded_url).dedicated("plans") as connection:
+        plan = plans_of(connection, call, generic=True)
+
+    assert "Seq Scan on job" not in plan, plan
+    assert all(f" {index} " in plan or f" {index}\n" in plan for index in indexes), plan
+
+
+def finish_both(connection: Any) -> None:
+    write.finish(connection, [completed(1, token()), failed(2, token())])
+
+
+def test_finishing_finds_rows_by_id(seeded_url):
+    with Database(seeded_url).dedicated("plans") as connection:
+        plan = plans_of(connection, finish_both, generic=True)
+
+    # By id, or by the short index of what runs; with few running rows either may look cheaper.
+    assert "Seq Scan on job" not in plan, plan
+    assert plan.count("job_pkey") + plan.count("job_lease") == 2, plan
+
+
+def test_the_next_claim_is_not_sorted(seeded_url):
+    """The index gives the order, so a claim from a long backlog costs no more than one from a short one."""
+    with Database(seeded_url).dedicated("plans") as connection:
+        plan = plans_of(connection, HOT["claim_next"][0], generic=True)
+
+    assert "Sort" not in plan, plan
+
+
+@pytest.fixture
+def emptied_url(databases: Databases) -> Iterator[str]:
+    """A ledger that was empty when its statistics were taken."""
+    url = databases.create()
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("VACUUM ANALYZE switchyard.job")
+    yield url
+    databases.drop(url)
+
+
+@pytest.mark.parametrize("name", ["claim_next", "relay_due"])
+def test_a_plan_made_while_the_table_was_empty_does_for_a_full_one(emptied_url, name):
+    with Database(emptied_url).dedicated("plans") as connection:
+        plan = plans_of(connection, HOT[name][0], generic=True)
+
+    update = plan[plan.index("CTE Scan") :]
+    assert "Index Scan using job_pkey" in update, plan
+    assert "Index Cond: (id = ANY" in update, plan
+
+
+def test_a_workers_connection_makes_its_plans_anew_once_in_a_while(emptied_url):
+    statement = "SELECT j.id FROM switchyard.job AS j JOIN generate_series(1, $1::bigint) AS s (id) ON s.id = j.id"
+    with Database(emptied_url).dedicated("plans") as connection, psycopg.connect(emptied_url, autocommit=True) as other:
+        connection.execute(f"PREPARE kept AS {statement}")
+
+        def plan() -> list[Any]:
+            return connection.execute("EXPLAIN EXECUTE kept (3)").fetchall()
+
+        made_empty = plan()
+        write.enqueue_many(other, [new_job() for _ in range(5_000)])
+        assert plan() == made_empty
+        connection._replan_at = 0.0
+
+        assert plan() != made_empty
+
+
+ASKED: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
+    "scheduled": (lambda c: read.list_jobs(c, state="scheduled"), {"job_due"}),
+    "retrying": (lambda c: read.list_jobs(c, state="retrying"), {"job_due"}),
+    "pending": (lambda c: read.list_jobs(c, state="pending"), {"job_due", "job_ready"}),
+    "running": (lambda c: read.list_jobs(c, state="running"), {"job_lease"}),
+    "dead": (lambda c: read.list_jobs(c, state="dead"), {"job_ended_badly"}),
+    "cancelled": (lambda c: read.list_jobs(c, state="cancelled"), {"job_ended_badly"}),
+    "failed": (lambda c: read.list_jobs(c, state="failed"), {"job_due", "job_ended_badly"}),
+    "pending of an actor": (lambda c: read.list_jobs(c, state="pending", actor="a1"), {"job_due", "job_ready"}),
+    "completed": (lambda c: read.list_jobs(c, state="completed"), {"job_pkey"}),
+    "all": (read.list_jobs, {"job_pkey"}),
+    "a later page": (lambda c: read.list_jobs(c, after=read._cursor(PAST // 2)), {"job_pkey"}),
+    "one": (lambda c: read.get_job(c, token()), {"job_message_id_key"}),
+    "depths": (read.queue_depths, {"job_due", "job_ready", "job_lease"}),
+    "workers": (read.workers, {"job_lease"}),
+    "unfinished": (lambda c: c.execute(SQL["count_unfinished"]), {"job_due", "job_ready", "job_lease", "job_ended_badly"}),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_what_people_ask_for_walks_over_no_completed_jobs(seeded_url, name):
+    call, indexes = ASKED[name]
+    database = Database(seeded_url)
+    with database.connection() as connection:
+        plan = plans_of(connection, call, generic=False)
+    database.close()
+
+    assert "Seq Scan on job" not in plan, plan
+    assert all(f" {index} " in plan or f" {index}\n" in plan for index in indexes), plan
+
+
+def test_a_time_range_is_bounded_by_ids(seeded_url):
+    database = Database(seeded_url)
+    with database.connection() as connection:
+        row = connection.execute("SELECT created_at FROM switchyard.job WHERE id = %s", [PAST // 2]).fetchone()
+        assert row is not None
+        moment = row[0]
+        plan = plans_of(connection, lambda c: read.list_jobs(c, created_after=moment, created_before=moment), generic=False)
+    database.close()
+
+    last = plan[plan.rindex("Limit") :]
+    assert "Index Cond: ((id >= " in last, plan
+
+
+def test_large_ledgers_are_sampled_and_small_ones_counted(seeded_url, monkeypatch):
+    database = Database(seeded_url)
+    with database.connection() as connection:
+        exact = read.counts(connection)
+        monkeypatch.setattr(read, "COUNT_CAP", PAST // 5)
+        estimate = read.counts(connection)
+        again = read.counts(connection)
+    database.close()
+
+    assert not exact.estimated
+    assert exact.by_state()[State.COMPLETED] == PAST
+    assert estimate.estimated
+    assert abs(estimate.by_state()[State.COMPLETED] - PAST) < PAST * 0.15
+    assert again == estimate
+    for state in State:
+        if state is not State.COMPLETED:
+            assert estimate.by_state()[state] == exact.by_state()[state] == 2 * A_FEW
+
+
+BATCHES: dict[str, Callable[[Any], Any]] = {
+    "finish": finish_both,
+    "release_unstarted": HOT["release_unstarted"][0],
+    "extend_leases": HOT["extend_leases"][0],
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+@pytest.mark.parametrize("analysed", [True, False])
+def test_a_batch_of_ends_is_hashed_and_finds_its_rows_by_id(databases, name, analysed):
+    """Also where the statistics say that nothing runs: the index of running rows would then look cheap, and is walked per row."""
+    url = databases.create()
+    with psycopg.connect(url, autocommit=True) as connection:
+        write.enqueue_many(connection, [new_job() for _ in range(1_000)])
+        if analysed:
+            connection.execute("VACUUM ANALYZE switchyard.job")
+    with Database(url).dedicated("plans", batches=True) as connection:
+        plan = plans_of(connection, BATCHES[name], generic=True)
+    databases.drop(url)
+
+    assert "Nested Loop" not in plan, plan
+    assert "job_lease" not in plan, plan
+    assert plan.count("Hash Join") == plan.count("Index Scan using job_pkey"), plan

@@ -1,0 +1,99 @@
+"""The load tests run, say what they found, leave nothing behind, and fail when a job did not end as it must. No figure is judged."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+
+import psycopg
+import pytest
+
+from ledger import write
+from loadtest import drain, report
+from loadtest.stand import LoadtestFailed, Stand, stand
+from settings import Settings, variables
+from tests.ledger.factory import new_job
+from tests.rig.processes import ROOT, base_environment
+
+RATES = {"send", "send published", "bulk", "bulk published", "drain", "cpu", "commit"}
+
+
+def run(settings: Settings, *words: str) -> subprocess.CompletedProcess[str]:
+    environment: Mapping[str, str] = base_environment() | variables(settings) | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
+
+
+def left_behind(settings: Settings) -> list[str]:
+    with psycopg.connect(settings.database_url.get_secret_value()) as connection:
+        rows = connection.execute("SELECT datname FROM pg_database WHERE datname LIKE 'switchyard_loadtest_%'").fetchall()
+    return [name for (name,) in rows]
+
+
+def test_a_drain_is_measured_and_verified_on_every_broker(settings, broker_name):
+    words = ["-m", "loadtest.drain", "--broker", broker_name, "--jobs", "60", "--threads", "2", "--rounds", "1", "--json"]
+    before = left_behind(settings)
+
+    done = run(settings, *words)
+
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found["switchyard"]) == RATES
+    assert all(value[0] > 0 for name, value in found["switchyard"].items() if name != "cpu")
+    assert found["machine"]["postgres"]
+    assert set(left_behind(settings)) <= set(before)
+
+
+def test_the_baseline_stands_beside_it_and_the_script_runs_as_a_file(settings, redis_url):
+    words = ["loadtest/drain.py", "--broker", "postgres", "--jobs", "40", "--threads", "2", "--rounds", "1", "--baseline"]
+
+    done = run(settings, *words)
+
+    assert done.returncode == 0, done.stderr
+    assert "Dramatiq, redis" in done.stdout
+    assert "Every row completed" in done.stdout
+    drained = next(line for line in done.stdout.splitlines() if line.startswith("drain"))
+    assert drained.endswith(" x")
+
+
+def test_latency_and_idling_are_measured(settings):
+    words = ["loadtest/latency.py", "--broker", "postgres", "--jobs", "5", "--pause", "0.01", "--idle", "0.2", "--json"]
+
+    done = run(settings, *words)
+
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["switchyard"]
+    assert 0 < found["p50"] <= found["p90"] <= found["p99"]
+
+
+def test_a_drain_that_takes_too_long_fails(settings):
+    words = ["-m", "loadtest.drain", "--broker", "postgres", "--jobs", "40", "--rounds", "1", "--nap", "20000", "--timeout", "5"]
+
+    done = run(settings, *words)
+
+    assert done.returncode == 1
+    assert "--timeout" in done.stderr
+
+
+def test_a_row_that_is_not_completed_fails_the_run(settings):
+    place = Stand(settings)
+    write.enqueue(place.database, new_job())
+
+    with pytest.raises(LoadtestFailed, match=r"\(1, 0, 0, 0\)"):
+        drain.verify(place, 1)
+
+    place.close()
+
+
+def test_servers_elsewhere_are_refused(settings, monkeypatch):
+    monkeypatch.setenv("DATABASE_URL", "postgresql://postgres@db.example.org/switchyard")
+
+    with pytest.raises(LoadtestFailed, match=r"db\.example\.org"), stand("postgres"):
+        pass
+
+
+def test_figures_are_medians_with_their_range():
+    assert report.spread([3.0, 1000.0, 2000.4]) == "1,000 (3-2,000)"
+    assert report.ratio([300.0, 100.0], [50.0]) == "4.00 x"
+    assert report.table([["", "a"], ["row", "1"]]) == "     a\nrow  1"

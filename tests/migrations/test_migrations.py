@@ -1,0 +1,189 @@
+"""The history: linear, documented, reversible, equal to the models, and safe to run from two places at once."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from alembic import command
+from alembic.script import ScriptDirectory
+from sqlalchemy import CheckConstraint
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateSchema
+
+import migrations
+from errors import LedgerNotMigrated
+from ledger.database import Database, applied_revision, require_migrated
+from ledger.tables import SCHEMA, metadata
+from ledger.version import LEDGER_REVISION
+from tests.ledger.blocking import Meanwhile
+from tests.rig.postgres import Databases
+from tests.rig.processes import ROOT
+from tests.rig.waiting import wait_until
+
+FILES = sorted(Path(migrations.__file__).parent.joinpath("versions").glob("[!_]*.py"))
+SCRIPTS = ScriptDirectory(str(Path(migrations.__file__).parent))
+
+CHECKS = """
+    SELECT conrelid::regclass::text || ' ' || conname, pg_get_constraintdef(oid)
+    FROM pg_constraint WHERE connamespace = 'switchyard'::regnamespace ORDER BY 1
+"""
+INDEXES = "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'switchyard' ORDER BY 1"
+COLUMNS = """
+    SELECT table_name, column_name, data_type, is_nullable, column_default, is_identity
+    FROM information_schema.columns WHERE table_schema = 'switchyard' ORDER BY 1, 2
+"""
+OPTIONS = "SELECT relname, reloptions FROM pg_class WHERE relnamespace = 'switchyard'::regnamespace AND relkind = 'r' ORDER BY 1"
+
+
+@pytest.fixture
+def from_models(databases: Databases) -> Iterator[str]:
+    """A database with the tables as the models have them, made without alembic."""
+    url = databases.create(migrated=False)
+    with migrations.engine(url).begin() as connection:
+        connection.execute(CreateSchema(SCHEMA))
+        metadata.create_all(connection)
+    yield url
+    databases.drop(url)
+
+
+def catalogue(url: str, query: str) -> list[tuple[object, ...]]:
+    with psycopg.connect(url) as connection:
+        rows = connection.execute(query).fetchall()
+    return [row for row in rows if "alembic_version" not in str(row[0])]
+
+
+def test_alembic_finds_nothing_to_do(database_url):
+    command.check(migrations.alembic_config(database_url))
+
+
+@pytest.mark.parametrize("query", [CHECKS, INDEXES, COLUMNS, OPTIONS], ids=["constraints", "indexes", "columns", "options"])
+def test_the_migrated_ledger_is_what_the_models_say(database_url, from_models, query):
+    assert catalogue(database_url, query) == catalogue(from_models, query)
+    assert catalogue(database_url, query)
+
+
+def test_every_check_of_the_models_is_named(database_url):
+    names = {str(name).split(".")[-1].split()[-1] for name, _ in catalogue(database_url, CHECKS)}
+
+    for table in metadata.tables.values():
+        for constraint in table.constraints:
+            if isinstance(constraint, CheckConstraint):
+                assert postgresql.dialect().identifier_preparer.format_constraint(constraint) in names
+
+
+def test_up_down_and_up_again_leaves_the_same_ledger(empty_database_url):
+    migrations.upgrade(empty_database_url)
+    first = [catalogue(empty_database_url, query) for query in (CHECKS, INDEXES, COLUMNS, OPTIONS)]
+
+    migrations.downgrade(empty_database_url, "base")
+    assert [row for row in catalogue(empty_database_url, COLUMNS) if row[0] != "alembic_version"] == []
+    with psycopg.connect(empty_database_url) as connection:
+        left = connection.execute(
+            "SELECT proname FROM pg_proc WHERE pronamespace = 'switchyard'::regnamespace"
+            " UNION ALL SELECT nspname FROM pg_namespace WHERE nspname LIKE 'switchyard%' AND nspname <> 'switchyard'"
+        ).fetchall()
+    assert left == []
+
+    migrations.upgrade(empty_database_url)
+    assert [catalogue(empty_database_url, query) for query in (CHECKS, INDEXES, COLUMNS, OPTIONS)] == first
+
+
+def test_each_step_can_be_taken_back_alone(empty_database_url):
+    revisions = [script.revision for script in reversed(list(SCRIPTS.walk_revisions()))]
+
+    for revision in revisions:
+        migrations.upgrade(empty_database_url, revision)
+        migrations.downgrade(empty_database_url, "-1")
+        migrations.upgrade(empty_database_url, revision)
+        with psycopg.connect(empty_database_url) as connection:
+            assert applied_revision(connection) == revision
+
+
+def test_the_history_is_linear_and_numbered():
+    scripts = list(reversed(list(SCRIPTS.walk_revisions())))
+
+    assert len(SCRIPTS.get_heads()) == 1
+    assert [script.revision for script in scripts] == [f"{number:04}" for number in range(1, len(scripts) + 1)]
+    assert [script.down_revision for script in scripts] == [None, *[script.revision for script in scripts[:-1]]]
+    assert all(not script.branch_labels and not script.dependencies for script in scripts)
+
+
+def test_the_code_asks_for_the_newest_revision():
+    assert migrations.newest() == LEDGER_REVISION == migrations.HEAD
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_migration_is_named_and_documented(file):
+    module = ast.parse(file.read_text())
+    doc = ast.get_docstring(module) or ""
+
+    assert re.fullmatch(r"\d{4}_[a-z]+(_[a-z0-9]+)+\.py", file.name)
+    assert re.search(r"^Lock cost: \S", doc, re.MULTILINE)
+    assert re.search(r"^Deploy: \S", doc, re.MULTILINE)
+    functions = {node.name: node for node in module.body if isinstance(node, ast.FunctionDef)}
+    for name in ("upgrade", "downgrade"):
+        assert not isinstance(functions[name].body[0], ast.Pass | ast.Raise), f"{name} is empty"
+
+
+def test_two_upgrades_at_once_make_one_ledger(empty_database_url):
+    # In processes of their own: alembic keeps its state in globals.
+    code = "import sys, migrations; migrations.upgrade(sys.argv[1])"
+    upgrades = [subprocess.Popen([sys.executable, "-c", code, empty_database_url], cwd=ROOT) for _ in range(3)]
+
+    assert [process.wait(60) for process in upgrades] == [0, 0, 0]
+    require_migrated(Database(empty_database_url))
+
+
+def test_an_upgrade_waits_for_the_one_before(empty_database_url):
+    with psycopg.connect(empty_database_url, autocommit=True) as other:
+        other.execute("SELECT pg_advisory_lock(727227001)")
+        meanwhile = Meanwhile(lambda: migrations.upgrade(empty_database_url))
+        wait_until(
+            lambda: other.execute(
+                "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+                " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+            ).fetchone(),
+            10,
+            "the upgrade waits",
+        )
+        assert catalogue(empty_database_url, "SELECT nspname FROM pg_namespace WHERE nspname = 'switchyard'") == []
+
+    meanwhile.result(30)
+    require_migrated(Database(empty_database_url))
+
+
+def test_a_database_without_tables_or_behind_is_refused(empty_database_url):
+    with pytest.raises(LedgerNotMigrated, match="has no switchyard tables"):
+        require_migrated(Database(empty_database_url))
+
+    migrations.upgrade(empty_database_url)
+    with psycopg.connect(empty_database_url) as connection:
+        connection.execute("UPDATE switchyard.alembic_version SET version_num = '0000'")
+    with pytest.raises(LedgerNotMigrated, match=r"at migration 0000.*switchyard migrate"):
+        require_migrated(Database(empty_database_url))
+
+
+def test_a_newer_database_is_fine(database_url):
+    with psycopg.connect(database_url) as connection:
+        connection.execute("UPDATE switchyard.alembic_version SET version_num = '9999'")
+
+    require_migrated(Database(database_url))
+
+
+def test_an_applications_own_tables_are_left_alone(empty_database_url):
+    with psycopg.connect(empty_database_url) as connection:
+        connection.execute("CREATE TABLE public.job (id int)")
+        connection.execute("INSERT INTO public.job VALUES (1)")
+
+    migrations.upgrade(empty_database_url)
+    command.check(migrations.alembic_config(empty_database_url))
+    migrations.downgrade(empty_database_url, "base")
+
+    assert catalogue(empty_database_url, "SELECT id FROM public.job") == [(1,)]

@@ -1,0 +1,227 @@
+"""The claims in hand: room that follows the work, moves that only one wins, claims that may not start."""
+
+from __future__ import annotations
+
+import threading
+from uuid import uuid4
+
+import pytest
+
+from ledger.records import ClaimedJob
+from runtime import claims as module
+from runtime.claims import MAX_ROOM, Claim, HeldClaims
+from runtime.workqueue import Empty, WorkQueue
+
+
+class Clock:
+    """A monotonic clock that the test turns."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(module, "monotonic", clock)
+    return clock
+
+
+def held(threads=4, start_suspect=lambda _: True):
+    return HeldClaims(threads=threads, lease=30.0, start_suspect=start_suspect)
+
+
+def claim(suspect=False, requested=None, number=1):
+    job = ClaimedJob(
+        number, str(uuid4()), "q", "a", {"args": [], "kwargs": {}}, None, 1, 1, 0, None, suspect, 0, 0, None, None
+    )  # fmt: skip
+    # On the clock of the test, if it has one.
+    now: float = vars(module)["monotonic"]()
+    return Claim(job, str(uuid4()), now if requested is None else requested, 30.0)
+
+
+def take(claims, count):
+    taken = [claim(number=n) for n in range(count)]
+    claims.accept(taken)
+    return taken
+
+
+def test_at_first_there_is_room_for_every_thread(clock):
+    assert held(threads=4).room() == 4
+
+
+def test_long_jobs_are_claimed_for_idle_threads_only(clock):
+    claims = held(threads=4)
+    for taken in take(claims, 3):
+        assert claims.start(taken)
+    clock.now += 10
+
+    assert claims.room() == 1
+
+
+def test_short_jobs_make_room_for_as_many_as_finish_in_50_ms(clock):
+    claims = held(threads=4)
+    for _ in range(100):
+        clock.now += 0.001
+        for taken in take(claims, 2):
+            claims.start(taken)
+            claims.finish(taken)
+            claims.forget(taken)
+        claims.room()
+
+    assert 90 <= claims.room() <= 115
+    clock.now += 5
+    # What finished five seconds ago says little.
+    assert claims.room() <= 6
+
+
+def test_room_is_bounded_and_filled_up_at_half(clock):
+    claims = held(threads=10_000)
+
+    assert claims.room() == MAX_ROOM
+    waiting = take(claims, MAX_ROOM)
+    assert claims.room() == 0
+    for taken in waiting[: MAX_ROOM // 2 - 1]:
+        claims.start(taken)
+        claims.finish(taken)
+    assert claims.room() == 0
+    claims.start(waiting[-1])
+    claims.finish(waiting[-1])
+    assert claims.room() > 0
+
+
+def test_who_waits_for_room_is_woken_when_a_job_ends():
+    claims = held(threads=1)
+    (running,) = take(claims, 1)
+    claims.start(running)
+    rooms = []
+    waiter = threading.Thread(target=lambda: rooms.append(claims.wait_for_room(30)))
+    waiter.start()
+
+    claims.finish(running)
+    waiter.join(5)
+
+    assert rooms
+    assert rooms[0] >= 1
+
+
+def test_closing_wakes_who_waits_and_lets_nothing_start():
+    claims = held(threads=1)
+    (waiting,) = take(claims, 1)
+    claims.close()
+
+    assert claims.wait_for_room(30) == 0
+    assert not claims.start(waiting)
+    assert claims.withdraw() == [waiting]
+
+
+def test_a_claim_is_started_or_withdrawn_and_never_both():
+    for _ in range(300):
+        claims = held(threads=4)
+        taken = take(claims, 20)
+        started, withdrawn = [], []
+        barrier = threading.Barrier(3)
+
+        def start(claims=claims, taken=taken, started=started, barrier=barrier):
+            barrier.wait()
+            started.extend(c for c in taken if claims.start(c))
+
+        def withdraw(claims=claims, withdrawn=withdrawn, barrier=barrier):
+            barrier.wait()
+            for _ in range(5):
+                withdrawn.extend(claims.withdraw())
+
+        threads = [threading.Thread(target=start), threading.Thread(target=withdraw)]
+        for thread in threads:
+            thread.start()
+        barrier.wait()
+        for thread in threads:
+            thread.join()
+        assert sorted(c.job.id for c in started + withdrawn) == list(range(20))
+
+
+def test_a_claim_past_its_margin_does_not_start_and_is_given_back(clock):
+    claims = held()
+    (late,) = take(claims, 1)
+    clock.now += 0.81 * 30
+
+    assert not claims.start(late)
+    assert late not in claims.all()
+    assert claims.withdraw(older_than=1_000) == [late]
+
+
+def test_a_lost_claim_does_not_start_and_is_gone():
+    claims = held()
+    (lost,) = take(claims, 1)
+    lost.lost = True
+
+    assert not claims.start(lost)
+    assert claims.withdraw() == []
+    assert claims.all() == []
+
+
+def test_one_suspect_is_held_at_a_time_and_its_start_is_committed_first(clock):
+    committed = []
+    claims = held(start_suspect=lambda c: committed.append(c) or True)
+    suspect = claim(suspect=True)
+    claims.accept([suspect])
+
+    assert claims.suspect_held
+    assert claims.start(suspect)
+    assert committed == [suspect]
+    assert claims.suspect_pause() == 0.01
+    clock.now += 2
+    assert claims.suspect_pause() == pytest.approx(0.4)
+    clock.now += 100
+    assert claims.suspect_pause() == 1
+    claims.finish(suspect)
+    assert claims.suspect_held
+    claims.forget(suspect)
+    assert not claims.suspect_held
+
+
+def test_a_suspect_whose_start_could_not_be_committed_does_not_start():
+    claims = held(start_suspect=lambda _: False)
+    suspect = claim(suspect=True)
+    claims.accept([suspect])
+
+    assert not claims.start(suspect)
+    assert claims.withdraw() == [suspect]
+
+
+def test_what_was_given_up_at_the_end_of_the_grace_finishes_no_more():
+    claims = held()
+    (running,) = take(claims, 1)
+    claims.start(running)
+
+    assert claims.withdraw_running() == [running]
+    assert not claims.finish(running)
+
+
+def test_the_work_queue_passes_over_what_may_not_start():
+    claims = held()
+    queue = WorkQueue(claims)
+
+    class Item:
+        def __init__(self, claim):
+            self.claim = claim
+            self.message = self
+
+    items = [Item(taken) for taken in take(claims, 3)]
+    queue.hand_over(items)
+    claims.withdraw(older_than=-1)
+    fresh = Item(claim(number=9))
+    claims.accept([fresh.claim])
+    queue.hand_over([fresh])
+
+    assert queue.get(timeout=1) is fresh
+    assert queue.unfinished_tasks == 1
+    with pytest.raises(Empty):
+        queue.get_nowait()
+    claims.finish(fresh.claim)
+    claims.forget(fresh.claim)
+    queue.join()
+    assert queue.empty()

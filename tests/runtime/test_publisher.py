@@ -1,0 +1,137 @@
+"""The publisher: a broker that fails opens its circuit, and no trigger is forgotten without its row being made due."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from ledger.write import PUBLISH_GRACE
+from runtime import publisher as module
+from runtime.publisher import Publisher
+from runtime.triggers import Outgoing, PublishFailed
+from tests.rig.waiting import wait_until
+
+
+class Outlet:
+    """The publishing side of a broker that the test may switch off."""
+
+    def __init__(self) -> None:
+        self.down = False
+        self.published: list[int] = []
+        self.refused: list[int] = []
+        self.calls: list[str] = []
+
+    def publish(self, batch):
+        self.calls.append("publish")
+        if self.down:
+            raise PublishFailed("fake", "down", unpublished=[trigger.job_id for trigger in batch])
+        self.published += [trigger.job_id for trigger in batch]
+        refused, self.refused = self.refused, []
+        return refused
+
+    def flush(self, timeout):
+        self.calls.append("flush")
+        return []
+
+    def idle(self):
+        self.calls.append("idle")
+        return []
+
+    def close(self):
+        self.calls.append("close")
+
+    def probe(self, name):
+        if self.down:
+            raise PublishFailed("fake", "still down")
+
+
+@pytest.fixture
+def outlet():
+    return Outlet()
+
+
+@pytest.fixture
+def due():
+    return []
+
+
+@pytest.fixture
+def publisher(outlet, due, monkeypatch):
+    monkeypatch.setattr(module, "TIDY_IDLE", 0.02)
+    publisher = Publisher(outlet=lambda name: outlet, probe=outlet.probe, make_due=due.extend)
+    yield publisher
+    publisher.close(0.5)
+
+
+def triggers(*ids):
+    return [Outgoing(id_, "q", "a") for id_ in ids]
+
+
+def test_what_is_offered_is_published_in_order(publisher, outlet):
+    for number in range(2_500):
+        publisher.offer("fake", triggers(number))
+
+    wait_until(lambda: len(outlet.published) == 2_500)
+    assert outlet.published == list(range(2_500))
+    assert publisher.grace("fake") == PUBLISH_GRACE
+
+
+def test_a_failure_opens_the_circuit_and_makes_the_rows_due(publisher, outlet, due):
+    outlet.down = True
+    publisher.offer("fake", triggers(1, 2))
+    wait_until(lambda: publisher.is_open("fake"))
+
+    publisher.offer("fake", triggers(3))
+
+    assert due == [1, 2]
+    assert publisher.grace("fake") == 0
+    outlet.down = False
+    wait_until(lambda: not publisher.is_open("fake"), message="it is tried again")
+    publisher.offer("fake", triggers(4))
+    wait_until(lambda: outlet.published == [4])
+    assert publisher.grace("fake") == PUBLISH_GRACE
+    assert due == [1, 2]
+
+
+def test_what_the_broker_refuses_is_made_due(publisher, outlet, due):
+    outlet.refused = [8]
+
+    publisher.offer("fake", triggers(7, 8, 9))
+
+    wait_until(lambda: due == [8])
+    assert not publisher.is_open("fake")
+
+
+def test_closing_publishes_what_is_left_first(publisher, outlet):
+    for number in range(500):
+        publisher.offer("fake", triggers(number))
+
+    publisher.close(5.0)
+
+    assert outlet.published == list(range(500))
+    assert outlet.calls[-2:] == ["flush", "close"]
+
+
+def test_offers_from_many_threads_all_arrive(publisher, outlet):
+    threads = [
+        threading.Thread(target=lambda start=start: [publisher.offer("fake", triggers(start + n)) for n in range(500)])
+        for start in range(0, 4_000, 500)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    wait_until(lambda: len(outlet.published) == 4_000)
+    assert sorted(outlet.published) == list(range(4_000))
+
+
+def test_nothing_runs_before_the_first_offer():
+    before = threading.active_count()
+
+    publisher = Publisher(outlet=lambda name: Outlet(), probe=lambda name: None, make_due=lambda ids: None)
+
+    assert publisher.grace("fake") == PUBLISH_GRACE
+    assert threading.active_count() == before
+    publisher.close()
