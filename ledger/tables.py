@@ -7,6 +7,9 @@ SQL in ``ledger/sql``. Everything lives in a schema of its own, so that the ledg
     attempt   one row per execution that did not complete (a completed one is the job's own row)
     job_log   lines an actor wrote with ``job.log()``
     worker    one row per living worker process, kept fresh by its heartbeat
+    route     which broker each queue's triggers go to
+    epoch     which life of a broker the ledger's rows were published to
+    sample    depths and ages of the queues over time, for charts
 """
 
 from __future__ import annotations
@@ -97,6 +100,8 @@ job = Table(
     Column("error_type", Text),
     Column("error", Text),
     Column("dead_reason", Text),
+    # How many worker deaths this job may cause before it is dead; null: the setting MAX_LOST.
+    Column("max_lost", Integer),
     CheckConstraint(f"state IN ({_STATES})", name="state_known"),
     CheckConstraint(
         "(state = 'running') = (token IS NOT NULL AND lease_until IS NOT NULL)"
@@ -186,4 +191,43 @@ worker = Table(
     Column("beat_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
     # How long this process may be silent before it counts as dead, in seconds: its own LEASE.
     Column("lease_seconds", Float, nullable=False),
+    # {queue: broker} as its settings declare it; "*" stands for every queue that is not named.
+    Column("routes", JSONB, nullable=False, server_default=text("'{}'")),
+    # The actors it knows; null: a process of an older version, which did not say.
+    Column("actors", ARRAY(Text)),
+)
+
+route = Table(
+    "route",
+    metadata,
+    # "*" stands for every queue without a row of its own.
+    Column("queue", Text, primary_key=True),
+    Column("broker", Text, nullable=False),
+    Column("version", BigInteger, nullable=False, server_default=text("1")),
+    # Brokers that were the route before and that live processes may still declare: they do not win again while the newer one is declared.
+    Column("superseded", ARRAY(Text), nullable=False, server_default=text("'{}'")),
+    Column("changed_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+)
+
+epoch = Table(
+    "epoch",
+    metadata,
+    Column("broker", Text, primary_key=True),
+    # Empty: the epoch is the broker's as a whole (Redis).
+    Column("queue", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+    Column("changed_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+)
+
+sample = Table(
+    "sample",
+    metadata,
+    Column("at", DateTime(timezone=True), primary_key=True),
+    Column("queue", Text, primary_key=True),
+    Column("scheduled", BigInteger, nullable=False),
+    Column("pending", BigInteger, nullable=False),
+    Column("running", BigInteger, nullable=False),
+    Column("retrying", BigInteger, nullable=False),
+    # Seconds since the oldest pending job became due; null: none is pending.
+    Column("oldest_pending", Float),
 )

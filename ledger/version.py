@@ -5,4 +5,4 @@ from __future__ import annotations
 from typing import Final
 
 #: The newest revision of ``migrations/versions``.
-LEDGER_REVISION: Final = "0002"
+LEDGER_REVISION: Final = "0003"

@@ -1,0 +1,59 @@
+"""Add what the keeper's further duties need: routes, epochs, samples, and what a worker declares of itself.
+
+Lock cost: the new columns are nullable or have constant defaults, so each takes its lock for a moment; the tables are new.
+Deploy: before the workers that need it; older ones go on working.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+NOW = sa.text("clock_timestamp()")
+
+
+def upgrade() -> None:
+    op.add_column("job", sa.Column("max_lost", sa.Integer), schema="switchyard")
+    op.add_column("worker", sa.Column("routes", JSONB, nullable=False, server_default=sa.text("'{}'")), schema="switchyard")
+    op.add_column("worker", sa.Column("actors", ARRAY(sa.Text)), schema="switchyard")
+    op.create_table(
+        "route",
+        sa.Column("queue", sa.Text, primary_key=True),
+        sa.Column("broker", sa.Text, nullable=False),
+        sa.Column("version", sa.BigInteger, nullable=False, server_default=sa.text("1")),
+        sa.Column("superseded", ARRAY(sa.Text), nullable=False, server_default=sa.text("'{}'")),
+        sa.Column("changed_at", sa.DateTime(timezone=True), nullable=False, server_default=NOW),
+        schema="switchyard",
+    )
+    op.create_table(
+        "epoch",
+        sa.Column("broker", sa.Text, primary_key=True),
+        sa.Column("queue", sa.Text, primary_key=True),
+        sa.Column("value", sa.Text, nullable=False),
+        sa.Column("changed_at", sa.DateTime(timezone=True), nullable=False, server_default=NOW),
+        schema="switchyard",
+    )
+    op.create_table(
+        "sample",
+        sa.Column("at", sa.DateTime(timezone=True), primary_key=True),
+        sa.Column("queue", sa.Text, primary_key=True),
+        sa.Column("scheduled", sa.BigInteger, nullable=False),
+        sa.Column("pending", sa.BigInteger, nullable=False),
+        sa.Column("running", sa.BigInteger, nullable=False),
+        sa.Column("retrying", sa.BigInteger, nullable=False),
+        sa.Column("oldest_pending", sa.Float),
+        schema="switchyard",
+    )
+
+
+def downgrade() -> None:
+    for table in ("sample", "epoch", "route"):
+        op.drop_table(table, schema="switchyard")
+    for table, column in (("worker", "actors"), ("worker", "routes"), ("job", "max_lost")):
+        op.drop_column(table, column, schema="switchyard")
