@@ -4,8 +4,10 @@
     rescue    takes back the jobs of workers that died
     unknown   notices jobs that no worker knows, and buries those that waited for too long
     strays    jobs in a broker that no living worker consumes any more
+    workers   forgets processes that died without a word
 
-One duty per file; ``keeper.loop`` runs them in a thread of every worker process. None needs a leader: each takes rows with SKIP LOCKED.
+One duty per file, one line each in ``keeper.duties``; ``keeper.loop`` runs them in a thread of every worker process. None needs a
+leader: each takes rows with SKIP LOCKED.
 """
 
 from keeper.loop import Keeper

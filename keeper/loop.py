@@ -1,30 +1,28 @@
 """The loop that runs the keeper's duties in a thread of every worker process.
 
-It sleeps until the next row is due, a second at the longest, or until a commit elsewhere made one due (``keeper.alarm``); looks for lost
-jobs every SWEEP; and for what moves slowly, every minute. Idle, that is about one statement a second. Postgres away: it backs off to two
-seconds and goes on when it is back.
+It relays, and sleeps until the next row is due, a second at the longest, or until a commit elsewhere made one due (``keeper.alarm``); in
+between the duties of ``keeper.duties`` get their turns. Idle, that is between one and two statements a second. Postgres away: it backs off
+to two seconds and goes on when it is back.
 """
 
 from __future__ import annotations
 
 import threading
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import Final
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from structlog.stdlib import get_logger
 
 from errors import LedgerUnavailable
-from keeper import strays, unknown
 from keeper.alarm import Alarm
+from keeper.duties import DUTIES
+from keeper.duty import Duty, Keeping, KeepsBroker, KeepsNode
 from keeper.relay import relay
-from keeper.rescue import rescue
 from ledger import write
 from ledger.database import BoundedConnection
-from ledger.sql import SQL
-from runtime.node import WorkerNode
 from runtime.outage import Outage
-from runtime.publisher import Publisher
 
 logger = get_logger(__name__)
 
@@ -32,22 +30,9 @@ logger = get_logger(__name__)
 POLL: Final = 1.0
 #: Shortest sleep, in seconds: rows that come due one after the other are published together.
 NAP: Final = 0.02
-#: How often the slow duties run, in seconds.
-SLOW: Final = 60.0
 #: Pauses while Postgres is away, in seconds.
 RETRY_MIN: Final = 0.2
 RETRY_MAX: Final = 2.0
-
-
-class KeepsBroker(Protocol):
-    """The broker, as far as the keeper needs it."""
-
-    publisher: Publisher
-    actors: dict[str, Any]
-    queues: dict[str, None]
-
-    def carries_triggers(self, name: str) -> bool:
-        """Whether a broker carries triggers, or the row itself is the message."""
 
 
 class Keeper:
@@ -61,10 +46,8 @@ class Keeper:
         self._thread: threading.Thread | None = None
         self._connection: BoundedConnection | None = None
         self._lost = False
-        self._connected_again_at: float | None = None
-        self._elsewhere: list[str] = []
 
-    def start(self, node: WorkerNode) -> None:
+    def start(self, node: KeepsNode) -> None:
         """Run the duties in a thread until ``stop``."""
         self._stopping = False
         self._alarm.open()
@@ -92,48 +75,53 @@ class Keeper:
             if not self._thread.is_alive():
                 self._alarm.close()
 
-    def _run(self, node: WorkerNode) -> None:
-        next_sweep = next_slow = monotonic()
+    def _run(self, node: KeepsNode) -> None:
+        keeping = Keeping(node, self._broker)
+        turns = dict.fromkeys(DUTIES, monotonic())
         outage = Outage("keeper")
         pause = RETRY_MIN
         while not self._stopping:
             try:
-                connection = self._connected(node)
-                now = monotonic()
-                if now >= next_sweep:
-                    next_sweep = now + node.settings.sweep
-                    self._sweep(connection, node)
-                if now >= next_slow:
-                    next_slow = now + SLOW
-                    connection.execute(SQL["forget_workers"])
-                    strays.adopt(connection, strays.living_brokers(connection))
-                sleep = self._relay(connection, node)
+                connection = self._connected(keeping)
+                self._take_turns(connection, keeping, turns)
+                sleep = self._relay(connection, keeping)
                 pause = RETRY_MIN
                 outage.over()
+                self._sleep(min(sleep, max(NAP, min(turns.values()) - monotonic())))
             except (psycopg.Error, LedgerUnavailable) as error:
                 outage.failed(error)
                 self._disconnect()
-                sleep, pause = pause, min(pause * 2, RETRY_MAX)
-                # However overdue the duties are: Postgres gets its time to come back.
-                next_sweep = max(next_sweep, monotonic() + sleep)
+                # However overdue duties and rows are: Postgres gets its time to come back.
+                self._wake_at = None
+                self._sleep(pause)
+                pause = min(pause * 2, RETRY_MAX)
             except Exception:
                 # The outermost loop of the thread: without it delays, retries and rescues would stop, unseen.
-                logger.critical("a duty of the keeper failed, trying again", retry_in=RETRY_MAX, exc_info=True)
+                logger.critical("the keeper failed, trying again", retry_in=RETRY_MAX, exc_info=True)
                 self._disconnect()
-                sleep = RETRY_MAX
-                next_sweep = max(next_sweep, monotonic() + sleep)
-            self._sleep(min(sleep, max(NAP, next_sweep - monotonic())))
+                self._wake_at = None
+                self._sleep(RETRY_MAX)
         self._disconnect()
 
-    def _sweep(self, connection: BoundedConnection, node: WorkerNode) -> None:
-        settings = node.settings
-        rescue(connection, lease=settings.lease, max_lost=settings.max_lost, connected_again_at=self._connected_again_at)
-        self._elsewhere = [name for name in strays.living_brokers(connection) if name != settings.broker]
-        if not self._broker.carries_triggers(settings.broker):
-            unknown.mark(connection, list(self._broker.queues), list(self._broker.actors))
-        unknown.bury(connection, settings.unknown_actor_after)
+    def _take_turns(self, connection: BoundedConnection, keeping: Keeping, turns: dict[Duty, float]) -> None:
+        """Do each duty whose turn it is; one that fails keeps neither the others nor the relay from theirs."""
+        for duty, turn in turns.items():
+            now = monotonic()
+            if now < turn or self._stopping:
+                continue
+            turns[duty] = now + duty.period(keeping.settings)
+            try:
+                again = duty.run(connection, keeping)
+            except LedgerUnavailable:
+                raise
+            except Exception:
+                if connection.closed or connection.info.transaction_status is not TransactionStatus.IDLE:
+                    raise
+                logger.critical("a duty of the keeper failed, its next turn comes", duty=duty.name, exc_info=True)
+            else:
+                turns[duty] = turns[duty] if again is None else monotonic() + again
 
-    def _relay(self, connection: BoundedConnection, node: WorkerNode) -> float:
+    def _relay(self, connection: BoundedConnection, keeping: Keeping) -> float:
         """Publish what is due; returns the seconds until something is, or until the next look."""
         self._wake_at = None
         # Taken before the look: what rings from now on may be about rows that this look does not see.
@@ -143,18 +131,18 @@ class Keeper:
             if rung:
                 self._alarm.hush(in_vain=True)
             return POLL if due_in is None else min(POLL, max(NAP, due_in))
-        broker = node.settings.broker
+        broker = keeping.settings.broker
         relayed = relay(
             connection,
             self._broker.publisher,
             broker=broker,
             carries=self._broker.carries_triggers(broker),
-            elsewhere=self._elsewhere,
+            elsewhere=keeping.elsewhere,
         )
         if rung:
             self._alarm.hush(in_vain=not relayed)
         if relayed:
-            node.counters.add("relayed", relayed)
+            keeping.node.counters.add("relayed", relayed)
         # Nothing relayed although something is due: the broker is down, or it is another fleet's row.
         return NAP if relayed else POLL
 
@@ -173,13 +161,13 @@ class Keeper:
                 self._disconnect()
                 return
 
-    def _connected(self, node: WorkerNode) -> BoundedConnection:
+    def _connected(self, keeping: Keeping) -> BoundedConnection:
         if self._connection is None or self._connection.closed:
-            self._connection = node.database.dedicated("keeper")
-            if not node.settings.pgbouncer:
+            self._connection = keeping.node.database.dedicated("keeper")
+            if not keeping.settings.pgbouncer:
                 self._alarm.listen(self._connection)
             if self._lost:
-                self._connected_again_at = monotonic()
+                keeping.connected_again_at = monotonic()
         return self._connection
 
     def _disconnect(self) -> None:

@@ -16,7 +16,9 @@ from typing import Any, Final
 from psycopg import Connection
 from structlog.stdlib import get_logger
 
+from keeper.duty import Keeping
 from ledger import write
+from ledger.database import BoundedConnection
 from ledger.records import Rescued
 from ledger.sql import SQL
 from ledger.states import State
@@ -25,6 +27,12 @@ logger = get_logger(__name__)
 
 #: First pause before a guilty job runs again, in seconds; doubled with each loss.
 BACKOFF: Final = 1.0
+
+
+def sweep(connection: BoundedConnection, keeping: Keeping) -> None:
+    """The duty: take back what dead workers left behind."""
+    settings = keeping.settings
+    rescue(connection, lease=settings.lease, max_lost=settings.max_lost, connected_again_at=keeping.connected_again_at)
 
 
 def rescue(connection: Connection[Any], *, lease: float, max_lost: int, connected_again_at: float | None) -> list[Rescued]:

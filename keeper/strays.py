@@ -12,12 +12,24 @@ from typing import Any, Final
 from psycopg import Connection
 from structlog.stdlib import get_logger
 
+from keeper.duty import Keeping
+from ledger.database import BoundedConnection
 from ledger.sql import SQL
 
 logger = get_logger(__name__)
 
 #: Rows adopted in one go.
 CHUNK: Final = 10_000
+
+
+def look(connection: BoundedConnection, keeping: Keeping) -> None:
+    """The duty: know which brokers others consume, so that the relay leaves their rows alone."""
+    keeping.elsewhere = [name for name in living_brokers(connection) if name != keeping.settings.broker]
+
+
+def sweep(connection: BoundedConnection, _: Keeping) -> None:
+    """The duty: adopt what nobody consumes."""
+    adopt(connection, living_brokers(connection))
 
 
 def living_brokers(connection: Connection[Any]) -> list[str]:

@@ -11,9 +11,18 @@ from typing import Any
 from psycopg import Connection
 from structlog.stdlib import get_logger
 
+from keeper.duty import Keeping
+from ledger.database import BoundedConnection
 from ledger.sql import SQL
 
 logger = get_logger(__name__)
+
+
+def sweep(connection: BoundedConnection, keeping: Keeping) -> None:
+    """The duty: notice what waits, end what has waited for too long."""
+    if not keeping.broker.carries_triggers(keeping.settings.broker):
+        mark(connection, list(keeping.broker.queues), list(keeping.broker.actors))
+    bury(connection, keeping.settings.unknown_actor_after)
 
 
 def mark(connection: Connection[Any], queues: Sequence[str], actors: Sequence[str]) -> None:

@@ -1,0 +1,32 @@
+"""The table of duties: what runs, in this order, and how often. The relay is not among them, since it says itself when its next turn is.
+
+A new duty is a file beside this one and a line here.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from keeper import rescue, strays, unknown, workers
+from keeper.duty import Duty
+from settings import Settings
+
+#: How often that runs which moves slowly, in seconds.
+SLOW: Final = 60.0
+
+
+def _sweep(settings: Settings) -> float:
+    return settings.sweep
+
+
+def _slowly(_: Settings) -> float:
+    return SLOW
+
+
+DUTIES: Final = (
+    Duty("rescue", _sweep, rescue.sweep),
+    Duty("strays", _sweep, strays.look),
+    Duty("unknown", _sweep, unknown.sweep),
+    Duty("workers", _slowly, workers.sweep),
+    Duty("adopt", _slowly, strays.sweep),
+)

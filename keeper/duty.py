@@ -1,0 +1,67 @@
+"""What a duty is: something the keeper does every now and then, and what it is given to do it with.
+
+A duty is quick, bounded, and safe in any number of processes at once: it takes rows with SKIP LOCKED, or finds that another is at it. It
+may raise: the loop says so, goes on with the others, and comes back to it when its next turn is due.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ledger.database import BoundedConnection, Database
+from runtime.counters import Counters
+from runtime.publisher import Publisher
+from settings import Settings
+
+
+class KeepsBroker(Protocol):
+    """The broker, as far as the duties need it."""
+
+    publisher: Publisher
+    actors: dict[str, Any]
+    queues: dict[str, None]
+
+    def carries_triggers(self, name: str) -> bool:
+        """Whether a broker carries triggers, or the row itself is the message."""
+
+
+class KeepsNode(Protocol):
+    """The process, as far as the duties need it."""
+
+    settings: Settings
+    database: Database
+    counters: Counters
+
+
+@dataclass(slots=True)
+class Keeping:
+    """What every duty is given beside the connection, and what they tell each other."""
+
+    node: KeepsNode
+    broker: KeepsBroker
+    #: When the connection came back after a loss (monotonic); None: it never was lost.
+    connected_again_at: float | None = None
+    #: Brokers that other living workers consume: pending rows there are theirs. The strays' duty keeps it fresh.
+    elsewhere: list[str] = field(default_factory=list)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the process."""
+        return self.node.settings
+
+
+@dataclass(frozen=True, slots=True)
+class Duty:
+    """One line of the table in ``keeper.duties``.
+
+    Parameters:
+        name: what log lines call it.
+        period: seconds between two turns, by the settings.
+        run: one turn; returns the seconds until it wants the next one, or None for its period. Raises whatever it likes.
+    """
+
+    name: str
+    period: Callable[[Settings], float]
+    run: Callable[[BoundedConnection, Keeping], float | None]
