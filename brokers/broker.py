@@ -243,6 +243,7 @@ class SwitchyardBroker(Broker):
             tags=_tags(message, actor),
             broker=broker,
             delay=delay,
+            max_age=_max_age(message, actor),
             grace=self.publisher.grace(broker) if self._transports[broker].carries_triggers else None,
         )
 
@@ -367,6 +368,12 @@ def _priority(message: Message[Any], actor: Actor[Any, Any] | None) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or abs(value) > _MAX_PRIORITY:
         raise OptionError(message.actor_name, "priority", _NO_PRIORITY.format(value))
     return value
+
+
+def _max_age(message: Message[Any], actor: Actor[Any, Any] | None) -> float | None:
+    """In milliseconds; what is longer than Postgres has dates for is no limit."""
+    value = option("max_age", message, actor)
+    return None if value is None or value > _MAX_DELAY * 1000 else float(value)
 
 
 def _tags(message: Message[Any], actor: Actor[Any, Any] | None) -> list[str] | None:

@@ -2,6 +2,7 @@
 
     relay     publishes what is due: scheduled and retrying jobs, and pending ones whose trigger may be lost
     rescue    takes back the jobs of workers that died
+    expiry    ends what waited beyond its max_age
     unknown   notices jobs that no worker knows, and buries those that waited for too long
     strays    jobs in a broker that no living worker consumes any more
     workers   forgets processes that died without a word

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from keeper import rescue, strays, unknown, workers
+from keeper import expiry, rescue, strays, unknown, workers
 from keeper.duty import Duty
 from settings import Settings
 
@@ -26,6 +26,7 @@ def _slowly(_: Settings) -> float:
 DUTIES: Final = (
     Duty("rescue", _sweep, rescue.sweep),
     Duty("strays", _sweep, strays.look),
+    Duty("expiry", _sweep, expiry.sweep),
     Duty("unknown", _sweep, unknown.sweep),
     Duty("workers", _slowly, workers.sweep),
     Duty("adopt", _slowly, strays.sweep),

@@ -13,7 +13,8 @@ class NewJob:
     """A row to be written by ``enqueue``.
 
     ``payload`` and ``options`` are JSON texts, already checked. ``delay`` is in seconds; more than 0 makes the job scheduled.
-    ``grace`` is how many seconds after now the relay may publish it (again): 0 when its broker is known to be down.
+    ``grace`` is how many seconds after now the relay may publish it (again): 0 when its broker is known to be down. ``max_age`` is
+    Dramatiq's, in milliseconds.
     """
 
     message_id: str
@@ -28,6 +29,7 @@ class NewJob:
     tags: list[str] | None = None
     delay: float = 0.0
     grace: float | None = None
+    max_age: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,8 @@ class Enqueued:
 
 # A named tuple and not a frozen dataclass: one is built per job on the hot path, and it costs a tenth (0.4 against 4 us).
 class ClaimedJob(NamedTuple):
-    """A job as its claim returned it. ``args``, ``kwargs`` and ``options`` are as sent. ``created_ms`` and ``claimed_ms`` are Unix times in
-    milliseconds on the database's clock."""
+    """A job as its claim returned it. ``args``, ``kwargs`` and ``options`` are as sent. ``created_ms``, ``claimed_ms`` and
+    ``expires_ms`` (the end of its max_age) are Unix times in milliseconds on the database's clock."""
 
     id: int
     message_id: str
@@ -59,6 +61,7 @@ class ClaimedJob(NamedTuple):
     claimed_ms: int
     parent_id: str | None
     tags: list[str] | None
+    expires_ms: int | None
 
 
 Outcome = Literal["failed", "lost", "released", "snoozed", "cancelled"]

@@ -102,6 +102,10 @@ job = Table(
     Column("dead_reason", Text),
     # How many worker deaths this job may cause before it is dead; null: the setting MAX_LOST.
     Column("max_lost", Integer),
+    # Dramatiq's: milliseconds from the send, or from the last replay, after which the job is dead instead of run; null: no limit.
+    Column("max_age", Float),
+    # When that is.
+    Column("expires_at", DateTime(timezone=True)),
     CheckConstraint(f"state IN ({_STATES})", name="state_known"),
     CheckConstraint(
         "(state = 'running') = (token IS NOT NULL AND lease_until IS NOT NULL)"
@@ -139,6 +143,12 @@ job = Table(
     ),
     # The dead letters and the cancelled, by time.
     Index("job_ended_badly", "state", "finished_at", "id", postgresql_where=text("state IN ('dead', 'cancelled')")),
+    # What waits and has a max_age, by its end; the others do not pay for it.
+    Index(
+        "job_expiry",
+        "expires_at",
+        postgresql_where=text("expires_at IS NOT NULL AND state IN ('scheduled', 'pending', 'retrying')"),
+    ),
     # Jobs waiting for a worker that knows their actor.
     Index("job_unknown_actor", "wait_since", postgresql_where=text("wait_reason = 'unknown_actor'")),
     # Every update moves the row to a new version on the same page if there is room; the table is small and hot.

@@ -52,6 +52,7 @@ def enqueue(connection: Conn, job: NewJob) -> Enqueued:
             "broker": job.broker,
             "delay": job.delay,
             "grace": job.grace,
+            "max_age": job.max_age,
         },
     ).fetchone()
     if row is not None:
@@ -89,6 +90,7 @@ def _insert_chunk(connection: Conn, jobs: Sequence[NewJob]) -> list[Enqueued]:
             "brokers": texts(job.broker for job in jobs),
             "delays": plain(job.delay for job in jobs),
             "graces": plain(job.grace for job in jobs),
+            "max_ages": plain(job.max_age for job in jobs),
         },
     ).fetchall()
     ids = {message_id: id_ for id_, message_id in rows}

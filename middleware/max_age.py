@@ -1,7 +1,8 @@
 """``max_age``: a job that is too old when its turn comes is dead (``expired``) instead of run.
 
-Effect: checked once, right before the body. Age counts from the send, on the database's clock; a replayed job was asked for again and does
-not expire. Actor and message option: ``max_age`` in milliseconds, none by default, as in Dramatiq. Store: none.
+Effect: checked once, right before the body; what waits for longer than that is buried by ``keeper.expiry``, whether a worker consumes its
+queue or not. Age counts from the send, after a replay from then, on the database's clock. Actor and message option: ``max_age`` in
+milliseconds, none by default, as in Dramatiq; what it is when the job is sent counts. Store: ``job.expires_at``, which came with the claim.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dramatiq.middleware import SkipMessage
 from ledger.records import Finish
 from ledger.states import State
 from runtime.claims import Claim
-from runtime.options import check_numbers, option
+from runtime.options import check_numbers
 
 
 class MaxAge(Middleware):
@@ -36,14 +37,13 @@ class MaxAge(Middleware):
             check_numbers(message.actor_name, message.options, {"max_age": "milliseconds"})
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
-        """Compare the job's age with its limit."""
-        limit = option("max_age", message, broker.actors.get(message.actor_name))
+        """Compare the time with the job's end."""
         claim: Claim = message.claim
-        if limit is None or claim.job.generation > 1:
+        if claim.job.expires_ms is None:
             return
         now = monotonic()
-        age = claim.job.claimed_ms - claim.job.created_ms + (now - claim.received) * 1000
-        if age > limit:
+        late = claim.job.claimed_ms - claim.job.expires_ms + (now - claim.received) * 1000
+        if late > 0:
             claim.ending = Finish(
                 id=claim.job.id,
                 token=claim.token,
@@ -52,7 +52,7 @@ class MaxAge(Middleware):
                 finished=now,
                 outcome="cancelled",
                 error_type="Expired",
-                error=f"the job was {age / 1000:.1f} s old when its turn came, its max_age is {limit / 1000:g} s",
+                error=f"its turn came {late / 1000:.1f} s after its max_age",
                 dead_reason="expired",
             )
             message.fail()

@@ -9,18 +9,19 @@
 -- name: enqueue
 -- One row for one send; no row back means that the message id exists already.
 INSERT INTO switchyard.job (
-    message_id, queue, actor, priority, payload, options, max_attempts, parent_id, tags, broker,
-    state, run_at, next_publish_at
+    message_id, queue, actor, priority, payload, options, max_attempts, parent_id, tags, broker, max_age,
+    state, run_at, next_publish_at, expires_at
 )
 VALUES (
     %(message_id)s, %(queue)s, %(actor)s, %(priority)s, %(payload)s, %(options)s, %(max_attempts)s, %(parent_id)s, %(tags)s,
-    %(broker)s,
+    %(broker)s, %(max_age)s,
     CASE WHEN %(delay)s::float8 > 0 THEN 'scheduled' ELSE 'pending' END,
     clock_timestamp() + make_interval(secs => greatest(%(delay)s::float8, 0)),
     CASE
         WHEN %(delay)s::float8 > 0 THEN clock_timestamp() + make_interval(secs => %(delay)s::float8)
         ELSE clock_timestamp() + make_interval(secs => %(grace)s::float8)
-    END
+    END,
+    clock_timestamp() + make_interval(secs => %(max_age)s::float8 / 1000)
 )
 ON CONFLICT (message_id) DO NOTHING
 RETURNING id;
@@ -28,21 +29,24 @@ RETURNING id;
 -- name: enqueue_many
 -- A thousand rows at a time for enqueue_many; ids that exist already return no row.
 INSERT INTO switchyard.job (
-    message_id, queue, actor, priority, payload, options, max_attempts, parent_id, tags, broker,
-    state, run_at, next_publish_at
+    message_id, queue, actor, priority, payload, options, max_attempts, parent_id, tags, broker, max_age,
+    state, run_at, next_publish_at, expires_at
 )
 SELECT
     u.message_id, u.queue, u.actor, u.priority, u.payload::json, u.options::json, u.max_attempts, u.parent_id, u.tags::text[], u.broker,
+    u.max_age,
     CASE WHEN u.delay > 0 THEN 'scheduled' ELSE 'pending' END,
     clock_timestamp() + make_interval(secs => greatest(u.delay, 0)),
     CASE
         WHEN u.delay > 0 THEN clock_timestamp() + make_interval(secs => u.delay)
         ELSE clock_timestamp() + make_interval(secs => u.grace)
-    END
+    END,
+    clock_timestamp() + make_interval(secs => u.max_age / 1000)
 FROM unnest(
     %(message_ids)s::uuid[], %(queues)s::text[], %(actors)s::text[], %(priorities)s::int[], %(payloads)s::text[], %(options)s::text[],
-    %(max_attempts)s::int[], %(parent_ids)s::uuid[], %(tags)s::text[], %(brokers)s::text[], %(delays)s::float8[], %(graces)s::float8[]
-) AS u (message_id, queue, actor, priority, payload, options, max_attempts, parent_id, tags, broker, delay, grace)
+    %(max_attempts)s::int[], %(parent_ids)s::uuid[], %(tags)s::text[], %(brokers)s::text[], %(delays)s::float8[], %(graces)s::float8[],
+    %(max_ages)s::float8[]
+) AS u (message_id, queue, actor, priority, payload, options, max_attempts, parent_id, tags, broker, delay, grace, max_age)
 ON CONFLICT (message_id) DO NOTHING
 RETURNING id, message_id::text;
 

@@ -139,6 +139,23 @@ history AS (
 )
 SELECT id, state, lost, guilty FROM rescued;
 
+-- name: expire
+-- What waits and has outlived its max_age. A job that starts at this very moment is left to its worker, which looks as well.
+UPDATE switchyard.job AS j
+SET state = 'dead', dead_reason = 'expired', finished_at = clock_timestamp(), next_publish_at = NULL, suspect = false,
+    wait_reason = NULL, wait_since = NULL, error_type = 'Expired',
+    error = 'the job was not run within its max_age of ' || max_age / 1000 || ' s'
+FROM (
+    SELECT id
+    FROM switchyard.job
+    WHERE expires_at < coalesce(%(now)s, clock_timestamp()) AND state IN ('scheduled', 'pending', 'retrying')
+    ORDER BY expires_at
+    LIMIT %(limit)s
+    FOR UPDATE SKIP LOCKED
+) AS overdue
+WHERE j.id = overdue.id
+RETURNING j.id, j.actor;
+
 -- name: rescue_lock
 -- One rescuer per dead worker, so that the verdict sees all its claims.
 SELECT pg_try_advisory_xact_lock(hashtext('switchyard.rescue'), hashtext(%(worker)s)) AS locked;

@@ -12,7 +12,8 @@ RETURNING id;
 UPDATE switchyard.job
 SET state = 'pending', generation = generation + 1, attempt = 0, failures = 0, lost = 0, suspect = false,
     finished_at = NULL, started_at = NULL, dead_reason = NULL, worker = NULL, progress = NULL, stage = NULL,
-    wait_reason = NULL, wait_since = NULL, publish_count = 0, run_at = clock_timestamp(), next_publish_at = clock_timestamp()
+    wait_reason = NULL, wait_since = NULL, publish_count = 0, run_at = clock_timestamp(), next_publish_at = clock_timestamp(),
+    expires_at = clock_timestamp() + make_interval(secs => max_age / 1000)
 WHERE message_id = %(message_id)s AND state IN ('dead', 'cancelled')
 RETURNING id;
 

@@ -20,6 +20,15 @@ NOW = sa.text("clock_timestamp()")
 
 def upgrade() -> None:
     op.add_column("job", sa.Column("max_lost", sa.Integer), schema="switchyard")
+    op.add_column("job", sa.Column("max_age", sa.Float), schema="switchyard")
+    op.add_column("job", sa.Column("expires_at", sa.DateTime(timezone=True)), schema="switchyard")
+    op.create_index(
+        "job_expiry",
+        "job",
+        ["expires_at"],
+        schema="switchyard",
+        postgresql_where=sa.text("expires_at IS NOT NULL AND state IN ('scheduled', 'pending', 'retrying')"),
+    )
     op.add_column("worker", sa.Column("routes", JSONB, nullable=False, server_default=sa.text("'{}'")), schema="switchyard")
     op.add_column("worker", sa.Column("actors", ARRAY(sa.Text)), schema="switchyard")
     op.create_table(
@@ -55,5 +64,12 @@ def upgrade() -> None:
 def downgrade() -> None:
     for table in ("sample", "epoch", "route"):
         op.drop_table(table, schema="switchyard")
-    for table, column in (("worker", "actors"), ("worker", "routes"), ("job", "max_lost")):
+    op.drop_index("job_expiry", table_name="job", schema="switchyard")
+    for table, column in (
+        ("worker", "actors"),
+        ("worker", "routes"),
+        ("job", "expires_at"),
+        ("job", "max_age"),
+        ("job", "max_lost"),
+    ):
         op.drop_column(table, column, schema="switchyard")

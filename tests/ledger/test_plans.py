@@ -134,6 +134,7 @@ HOT: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
     "cancel_waiting": (lambda c: write.cancel_waiting(c, token()), {"job_message_id_key"}),
     "replay": (lambda c: write.replay(c, token()), {"job_message_id_key"}),
     "bury_unknown": (lambda c: c.execute(SQL["bury_unknown"], {"now": None, "after": 60.0}), {"job_unknown_actor"}),
+    "expire": (lambda c: c.execute(SQL["expire"], {"now": None, "limit": 100}), {"job_expiry"}),
     "mark_unknown": (lambda c: c.execute(SQL["mark_unknown"], {"queue": "q1", "actors": ["a1"]}), {"job_ready"}),
     "forget_workers": (lambda c: c.execute(SQL["forget_workers"]), {"job_lease"}),
 }

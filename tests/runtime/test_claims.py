@@ -36,7 +36,7 @@ def held(threads=4, start_suspect=lambda _: True):
 
 def claim(suspect=False, requested=None, number=1):
     job = ClaimedJob(
-        number, str(uuid4()), "q", "a", {"args": [], "kwargs": {}}, None, 1, 1, 0, None, suspect, 0, 0, None, None
+        number, str(uuid4()), "q", "a", {"args": [], "kwargs": {}}, None, 1, 1, 0, None, suspect, 0, 0, None, None, None
     )  # fmt: skip
     # On the clock of the test, if it has one.
     now: float = vars(module)["monotonic"]()
