@@ -40,7 +40,7 @@ from runtime.encoding import encode_options, encode_payload
 from runtime.enlist import current_enlistment
 from runtime.interrupt import Guard
 from runtime.node import WorkerNode
-from runtime.options import max_attempts, option
+from runtime.options import max_attempts, max_lost, option
 from runtime.publisher import Publisher
 from runtime.triggers import Outgoing
 from settings import Settings
@@ -239,6 +239,7 @@ class SwitchyardBroker(Broker):
             options=encode_options(message.actor_name, options, self.settings.max_payload_bytes),
             priority=_priority(message, actor),
             max_attempts=max_attempts(message, actor),
+            max_lost=max_lost(message, actor),
             parent_id=None if claim is None else claim.job.message_id,
             tags=_tags(message, actor),
             broker=broker,

@@ -25,6 +25,8 @@ class NewJob:
     options: str | None = None
     priority: int = 0
     max_attempts: int | None = None
+    #: How many losses make it dead; None: MAX_LOST of the keeper that takes it back.
+    max_lost: int | None = None
     parent_id: str | None = None
     tags: list[str] | None = None
     delay: float = 0.0
@@ -62,6 +64,7 @@ class ClaimedJob(NamedTuple):
     parent_id: str | None
     tags: list[str] | None
     expires_ms: int | None
+    max_lost: int | None = None
 
 
 Outcome = Literal["failed", "lost", "released", "snoozed", "cancelled"]

@@ -47,6 +47,7 @@ def enqueue(connection: Conn, job: NewJob) -> Enqueued:
             "payload": job.payload,
             "options": job.options,
             "max_attempts": job.max_attempts,
+            "max_lost": job.max_lost,
             "parent_id": job.parent_id,
             "tags": job.tags,
             "broker": job.broker,
@@ -84,6 +85,7 @@ def _insert_chunk(connection: Conn, jobs: Sequence[NewJob]) -> list[Enqueued]:
             "payloads": texts(job.payload for job in jobs),
             "options": texts(job.options for job in jobs),
             "max_attempts": plain(job.max_attempts for job in jobs),
+            "max_losts": plain(job.max_lost for job in jobs),
             "parent_ids": texts(job.parent_id for job in jobs),
             # An array of arrays must be rectangular, so each job's tags travel as the text of one.
             "tags": texts(None if job.tags is None else texts(job.tags) for job in jobs),
@@ -205,7 +207,7 @@ def postpone_unknown(connection: Conn, ids: Sequence[int], actors: Sequence[str]
 
 
 def record_start(connection: Conn, id_: int, token: str, lease: float) -> bool:
-    """Commit that a suspect starts. False: the claim is lost and it must not."""
+    """Commit that a suspect, or a job that may not be lost twice, starts. False: the claim is lost and it must not."""
     return connection.execute(SQL["record_start"], {"id": id_, "token": token, "lease": lease}).fetchone() is not None
 
 

@@ -27,6 +27,7 @@ from middleware.status import Status
 from middleware.stub import stub_stack
 from middleware.tags import Tags
 from middleware.time_limit import TimeLimit
+from middleware.worker_lost import WorkerLost
 from settings import Settings
 
 __all__ = ["stack", "stub_stack"]
@@ -44,6 +45,7 @@ def stack(settings: Settings, database: Database) -> list[Middleware]:
         # Refuses bad arguments before anything else looks at them.
         CheckedPayload(),
         Tags(),
+        WorkerLost(),
         # After-hooks come back up: these two see the verdict that status and retries noted below them.
         Results(backend=LedgerResults(database), store_results=True),
         Callbacks(),

@@ -17,6 +17,7 @@ from dramatiq.results.backends import StubBackend
 from middleware.current_job import job_context
 from middleware.payload import CheckedPayload
 from middleware.tags import Tags
+from middleware.worker_lost import WorkerLost
 
 
 class StubCurrentJob(Middleware):
@@ -58,6 +59,7 @@ def stub_stack() -> list[Middleware]:
         AsyncIO(),
         CheckedPayload(),
         Tags(),
+        WorkerLost(),
         StubCurrentJob(),
         Results(backend=StubBackend(), store_results=True),
     ]

@@ -79,10 +79,10 @@ class HeldClaims:
     Parameters:
         threads: worker threads of the process.
         lease: seconds a claim stays valid without a heartbeat.
-        start_suspect: commits that a suspect starts; False means its claim is lost.
+        commit_start: commits that a suspect, or a job that may not be lost twice, starts; False means its claim is lost.
     """
 
-    def __init__(self, *, threads: int, lease: float, start_suspect: Callable[[Claim], bool]) -> None:
+    def __init__(self, *, threads: int, lease: float, commit_start: Callable[[Claim], bool]) -> None:
         self.threads = threads
         self.lease = lease
         self.unstarted: dict[Claim, None] = {}
@@ -90,7 +90,7 @@ class HeldClaims:
         self.settling: dict[Claim, None] = {}
         self.distrusted: dict[Claim, None] = {}
         self.finished = 0
-        self._start_suspect = start_suspect
+        self._commit_start = commit_start
         self._suspect: Claim | None = None
         self._samples: deque[tuple[float, int]] = deque([(monotonic(), 0)])
         self._closed = False
@@ -151,7 +151,8 @@ class HeldClaims:
             if claim.lost:
                 self.forget(claim)
                 return False
-            if monotonic() > claim.deadline or (claim.job.suspect and not self._start_suspect(claim)):
+            told = claim.job.suspect or claim.job.max_lost == 1
+            if monotonic() > claim.deadline or (told and not self._commit_start(claim)):
                 # Not to be trusted, yet perhaps still ours: the heartbeat gives it back by its token once Postgres answers.
                 self.distrusted[claim] = None
                 return False

@@ -67,7 +67,7 @@ class WorkerNode:
         self.settings = settings
         self.database = database
         self.counters = Counters()
-        self.held = HeldClaims(threads=threads, lease=settings.lease, start_suspect=self._commit_start)
+        self.held = HeldClaims(threads=threads, lease=settings.lease, commit_start=self._commit_start)
         self.queue = WorkQueue(self.held)
         self.flusher = Flusher(database, self.held, self.counters, on_waiting=on_waiting)
         row = WorkerRow(
@@ -159,7 +159,7 @@ class WorkerNode:
         try:
             return self.database.run(lambda c: write.record_start(c, claim.job.id, claim.token, self.held.lease))
         except (LedgerUnavailable, psycopg.Error) as error:
-            logger.warning("the start of a suspect could not be recorded, leaving it", job=claim.job.id, error=str(error).strip())
+            logger.warning("the start of a job could not be recorded, leaving it", job=claim.job.id, error=str(error).strip())
             return False
 
 

@@ -38,6 +38,11 @@ def max_attempts(message: HasOptions, actor: HasOptions | None) -> int | None:
     return None if retries is None else int(retries) + 1
 
 
+def max_lost(message: HasOptions, actor: HasOptions | None) -> int | None:
+    """How many losses make a message dead: 1 with ``on_worker_lost="dead"``; None: the setting MAX_LOST."""
+    return 1 if option("on_worker_lost", message, actor) == "dead" else None
+
+
 def check_numbers(actor_name: str, options: Mapping[str, Any], wanted: Mapping[str, str], *, least: float = 0) -> None:
     """Refuse values that would only be found out when a job fails or runs; None is always fine.
 

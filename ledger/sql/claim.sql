@@ -12,7 +12,7 @@ WHERE id = ANY(%(ids)s::bigint[]) AND state = 'pending' AND suspect = %(suspects
 RETURNING id, message_id::text, queue, actor, payload, options, generation, attempt, failures, max_attempts, suspect,
     (extract(epoch FROM created_at) * 1000)::bigint AS created_ms,
     (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS claimed_ms, parent_id::text, tags,
-    (extract(epoch FROM expires_at) * 1000)::bigint AS expires_ms;
+    (extract(epoch FROM expires_at) * 1000)::bigint AS expires_ms, max_lost;
 
 -- name: claim_next
 -- The next rows of one queue of the Postgres broker, by priority, then age. One queue a time: over several, no index gives the
@@ -34,14 +34,14 @@ WHERE j.id = ANY(ARRAY(SELECT id FROM picked))
 RETURNING j.id, message_id::text, queue, actor, payload, options, generation, attempt, failures, max_attempts, suspect,
     (extract(epoch FROM created_at) * 1000)::bigint AS created_ms,
     (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS claimed_ms, parent_id::text, tags,
-    (extract(epoch FROM expires_at) * 1000)::bigint AS expires_ms, priority;
+    (extract(epoch FROM expires_at) * 1000)::bigint AS expires_ms, max_lost, priority;
 
 -- name: claimed_with_token
 -- A claim's reply was lost: what did it take?
 SELECT id, message_id::text, queue, actor, payload, options, generation, attempt, failures, max_attempts, suspect,
     (extract(epoch FROM created_at) * 1000)::bigint AS created_ms,
     (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS claimed_ms, parent_id::text, tags,
-    (extract(epoch FROM expires_at) * 1000)::bigint AS expires_ms
+    (extract(epoch FROM expires_at) * 1000)::bigint AS expires_ms, max_lost
 FROM switchyard.job
 WHERE worker = %(worker)s AND token = %(token)s AND state = 'running'
 ORDER BY priority, id;
@@ -77,7 +77,8 @@ SET wait_reason = 'unknown_actor',
 WHERE id = ANY(%(ids)s::bigint[]) AND state = 'pending' AND NOT (actor = ANY(%(actors)s::text[]));
 
 -- name: record_start
--- A suspect's start is committed before its first instruction: if it kills the process, it is known to be the one.
+-- A suspect's start is committed before its first instruction: if it kills the process, it is known to be the one. So is that of a
+-- job that is dead when its worker dies: whether it had begun decides whether it may run.
 UPDATE switchyard.job
 SET started_at = clock_timestamp(), lease_until = clock_timestamp() + make_interval(secs => %(lease)s)
 WHERE id = %(id)s AND token = %(token)s AND state = 'running'

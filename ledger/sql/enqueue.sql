@@ -9,12 +9,12 @@
 -- name: enqueue
 -- One row for one send; no row back means that the message id exists already.
 INSERT INTO switchyard.job (
-    message_id, queue, actor, priority, payload, options, max_attempts, parent_id, tags, broker, max_age,
+    message_id, queue, actor, priority, payload, options, max_attempts, parent_id, tags, broker, max_age, max_lost,
     state, run_at, next_publish_at, expires_at
 )
 VALUES (
     %(message_id)s, %(queue)s, %(actor)s, %(priority)s, %(payload)s, %(options)s, %(max_attempts)s, %(parent_id)s, %(tags)s,
-    %(broker)s, %(max_age)s,
+    %(broker)s, %(max_age)s, %(max_lost)s,
     CASE WHEN %(delay)s::float8 > 0 THEN 'scheduled' ELSE 'pending' END,
     clock_timestamp() + make_interval(secs => greatest(%(delay)s::float8, 0)),
     CASE
@@ -29,12 +29,12 @@ RETURNING id;
 -- name: enqueue_many
 -- A thousand rows at a time for enqueue_many; ids that exist already return no row.
 INSERT INTO switchyard.job (
-    message_id, queue, actor, priority, payload, options, max_attempts, parent_id, tags, broker, max_age,
+    message_id, queue, actor, priority, payload, options, max_attempts, parent_id, tags, broker, max_age, max_lost,
     state, run_at, next_publish_at, expires_at
 )
 SELECT
     u.message_id, u.queue, u.actor, u.priority, u.payload::json, u.options::json, u.max_attempts, u.parent_id, u.tags::text[], u.broker,
-    u.max_age,
+    u.max_age, u.max_lost,
     CASE WHEN u.delay > 0 THEN 'scheduled' ELSE 'pending' END,
     clock_timestamp() + make_interval(secs => greatest(u.delay, 0)),
     CASE
@@ -45,8 +45,8 @@ SELECT
 FROM unnest(
     %(message_ids)s::uuid[], %(queues)s::text[], %(actors)s::text[], %(priorities)s::int[], %(payloads)s::text[], %(options)s::text[],
     %(max_attempts)s::int[], %(parent_ids)s::uuid[], %(tags)s::text[], %(brokers)s::text[], %(delays)s::float8[], %(graces)s::float8[],
-    %(max_ages)s::float8[]
-) AS u (message_id, queue, actor, priority, payload, options, max_attempts, parent_id, tags, broker, delay, grace, max_age)
+    %(max_ages)s::float8[], %(max_losts)s::int[]
+) AS u (message_id, queue, actor, priority, payload, options, max_attempts, parent_id, tags, broker, delay, grace, max_age, max_lost)
 ON CONFLICT (message_id) DO NOTHING
 RETURNING id, message_id::text;
 

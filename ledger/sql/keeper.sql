@@ -81,9 +81,14 @@ GROUP BY j.worker;
 -- name: rescue_worker
 -- Take back the expired claims of one worker. Of a dead process all claims come back together, once the last lease has ended: if
 -- one of them is a suspect that had started, it is held guilty and alone gains a loss; if none is, all become suspects, to be run
--- one at a time. A guilty job waits longer with each loss. A living process lost hold of this very job: that is a loss at once.
+-- one at a time. A guilty job waits longer with each loss. A living process lost hold of this very job: that is a loss at once. So it
+-- is for a job that may not be lost twice (max_lost 1) and had started, whoever killed the process: it must not run again. It
+-- clears nobody else.
 WITH expired AS MATERIALIZED (
-    SELECT j.id, (%(alive)s OR (j.suspect AND j.started_at IS NOT NULL)) AS guilty
+    SELECT
+        j.id, coalesce(j.max_lost, %(max_lost)s) AS max_lost,
+        (%(alive)s OR (j.suspect AND j.started_at IS NOT NULL)) AS culprit,
+        (%(alive)s OR ((j.suspect OR j.max_lost = 1) AND j.started_at IS NOT NULL)) AS guilty
     FROM switchyard.job AS j
     WHERE j.worker = %(worker)s AND j.state = 'running' AND j.lease_until < coalesce(%(now)s, clock_timestamp())
         AND (
@@ -99,21 +104,21 @@ WITH expired AS MATERIALIZED (
     FOR UPDATE OF j SKIP LOCKED
 ),
 verdict AS (
-    SELECT id, guilty, bool_or(guilty) OVER () AS found FROM expired
+    SELECT id, guilty, max_lost, bool_or(culprit) OVER () AS found FROM expired
 ),
 rescued AS (
     UPDATE switchyard.job AS j
     SET state = CASE
-            WHEN v.guilty AND j.lost + 1 >= %(max_lost)s THEN 'dead'
+            WHEN v.guilty AND j.lost + 1 >= v.max_lost THEN 'dead'
             WHEN v.guilty THEN 'scheduled'
             ELSE 'pending'
         END,
         lost = j.lost + CASE WHEN v.guilty THEN 1 ELSE 0 END,
-        suspect = CASE WHEN v.guilty AND j.lost + 1 >= %(max_lost)s THEN false WHEN v.found THEN v.guilty OR j.suspect ELSE true END,
+        suspect = CASE WHEN v.guilty AND j.lost + 1 >= v.max_lost THEN false WHEN v.found THEN v.guilty OR j.suspect ELSE true END,
         -- last_token says what a holder committed itself; a claim taken back was not, and its late holder has to learn that.
         token = NULL, last_token = NULL, lease_until = NULL,
-        finished_at = CASE WHEN v.guilty AND j.lost + 1 >= %(max_lost)s THEN clock_timestamp() END,
-        dead_reason = CASE WHEN v.guilty AND j.lost + 1 >= %(max_lost)s THEN 'worker_lost' END,
+        finished_at = CASE WHEN v.guilty AND j.lost + 1 >= v.max_lost THEN clock_timestamp() END,
+        dead_reason = CASE WHEN v.guilty AND j.lost + 1 >= v.max_lost THEN 'worker_lost' END,
         error_type = CASE WHEN v.guilty THEN 'WorkerLost' ELSE j.error_type END,
         error = CASE WHEN v.guilty THEN 'the worker process ' || %(worker)s || ' was lost while it ran this job' ELSE j.error END,
         run_at = CASE
@@ -121,7 +126,7 @@ rescued AS (
             ELSE j.run_at
         END,
         next_publish_at = CASE
-            WHEN v.guilty AND j.lost + 1 >= %(max_lost)s THEN NULL
+            WHEN v.guilty AND j.lost + 1 >= v.max_lost THEN NULL
             WHEN v.guilty THEN coalesce(%(now)s, clock_timestamp()) + make_interval(secs => %(backoff)s * 2 ^ j.lost)
             ELSE coalesce(%(now)s, clock_timestamp())
         END

@@ -246,6 +246,7 @@ def test_an_id_that_is_taken_is_told_and_nothing_is_stored(system):
     [
         ("max_retries", -1), ("max_retries", "3"), ("min_backoff", "soon"), ("max_backoff", -5), ("time_limit", "1s"),
         ("time_limit", 0), ("max_age", []), ("priority", 1.5), ("tags", "blue"), ("tags", [""]),
+        ("on_worker_lost", "maybe"),
     ],
 )  # fmt: skip
 def test_an_option_that_cannot_work_is_refused_at_the_send(system, option, value):

@@ -52,6 +52,17 @@ def test_arguments_that_do_not_fit_the_actor_are_refused_with_the_field(system, 
     assert system.count() == before
 
 
+def test_what_a_lost_worker_means_for_a_job_is_stored_with_it(system):
+    ordinary = system.jobs.parked.send(1)
+    alone = system.jobs.parked.send_with_options(args=(2,), on_worker_lost="dead")
+    (bulk,) = switchyard.enqueue_many([system.jobs.parked.message_with_options(args=(3,), on_worker_lost="dead")])
+
+    ids = [message.message_id for message in (ordinary, alone, bulk)]
+    assert system.rows("SELECT max_lost FROM switchyard.job WHERE message_id = ANY(%s::uuid[]) ORDER BY id", ids) == [
+        (None,), (1,), (1,),
+    ]  # fmt: skip
+
+
 _nested: list = []
 for _ in range(300):
     _nested = [_nested]

@@ -114,6 +114,33 @@ def test_the_start_of_an_earlier_attempt_proves_nothing(ledger, how):
     assert fetch(ledger, suspect, "lost") == 1
 
 
+def test_a_job_that_is_dead_when_lost_never_runs_again_and_clears_nobody(ledger):
+    begun, waiting, ordinary = add(ledger, max_lost=1), add(ledger, max_lost=1), add(ledger)
+    by = claim(ledger, begun, waiting, ordinary)
+    assert write.record_start(ledger, begun, by, LEASE)
+    age_lease(ledger, begun, waiting, ordinary)
+
+    rescued = rescue(ledger, max_lost=3)
+
+    assert [(job.id, job.state, job.lost, job.guilty) for job in rescued] == [
+        (begun, State.DEAD, 1, True), (waiting, State.PENDING, 0, False), (ordinary, State.PENDING, 0, False),
+    ]  # fmt: skip
+    assert (fetch(ledger, begun, "dead_reason"), fetch(ledger, begun, "suspect")) == ("worker_lost", False)
+    # Who killed the process is not known, so the others are suspects all the same.
+    assert fetch(ledger, waiting, "suspect")
+    assert fetch(ledger, ordinary, "suspect")
+
+
+def test_a_job_has_the_bound_it_was_sent_with_also_as_a_suspect(ledger):
+    once, twice = add(ledger, max_lost=1), add(ledger, max_lost=2)
+    for id_ in (once, twice):
+        start_suspect(ledger, id_, holder=f"worker {id_}")
+        age_lease(ledger, id_)
+
+    assert [(job.state, job.lost) for job in rescue(ledger, f"worker {once}", max_lost=9)] == [(State.DEAD, 1)]
+    assert [(job.state, job.lost) for job in rescue(ledger, f"worker {twice}", max_lost=1)] == [(State.SCHEDULED, 1)]
+
+
 def test_the_guilty_wait_longer_each_time_and_are_dead_in_the_end(ledger):
     id_, pauses = add(ledger), []
     for lost in (1, 2):

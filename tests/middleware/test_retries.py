@@ -15,6 +15,7 @@ from middleware.max_age import MaxAge
 from middleware.retries import Retries, backoff_ms
 from middleware.tags import Tags
 from middleware.time_limit import TimeLimit
+from middleware.worker_lost import WorkerLost
 
 BOUNDS = st.tuples(st.integers(0, 10**9), st.integers(0, 10**10)).map(sorted)
 
@@ -42,7 +43,7 @@ def test_pauses_are_spread():
 
 @pytest.fixture
 def broker():
-    return StubBroker(middleware=[Retries(), TimeLimit(), MaxAge(), Tags()])
+    return StubBroker(middleware=[Retries(), TimeLimit(), MaxAge(), Tags(), WorkerLost()])
 
 
 WRONG = [
@@ -50,6 +51,7 @@ WRONG = [
     {"min_backoff": -1}, {"min_backoff": "1s"}, {"max_backoff": math.nan}, {"min_backoff": 10, "max_backoff": 5},
     {"throws": "ValueError"}, {"throws": (ValueError, int)}, {"time_limit": 0}, {"time_limit": "1m"}, {"time_limit": False},
     {"max_age": -1}, {"max_age": object()}, {"tags": "one"}, {"tags": ["x" * 101]}, {"tags": ["a\nb"]}, {"tags": ["t"] * 21},
+    {"on_worker_lost": "die"}, {"on_worker_lost": True}, {"on_worker_lost": ["dead"]},
 ]  # fmt: skip
 
 
@@ -66,6 +68,7 @@ def test_a_wrong_option_is_refused_when_the_actor_is_declared(broker, options):
     [
         {"max_retries": 0}, {"max_retries": None}, {"min_backoff": 0, "max_backoff": 0}, {"throws": ValueError},
         {"throws": (ValueError, KeyError)}, {"time_limit": None}, {"time_limit": math.inf}, {"max_age": 0}, {"tags": []},
+        {"on_worker_lost": "dead"}, {"on_worker_lost": "retry"}, {"on_worker_lost": None},
     ],
     ids=str,
 )  # fmt: skip

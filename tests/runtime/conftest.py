@@ -19,7 +19,7 @@ class Desk:
 
     def __init__(self, url: str) -> None:
         self.database = Database(url)
-        self.held = HeldClaims(threads=8, lease=30.0, start_suspect=lambda _: True)
+        self.held = HeldClaims(threads=8, lease=30.0, commit_start=lambda _: True)
         self.counters = Counters()
 
     def claim(self, count: int = 1, *, start: bool = True) -> list[Claim]:

@@ -30,13 +30,13 @@ def clock(monkeypatch):
     return clock
 
 
-def held(threads=4, start_suspect=lambda _: True):
-    return HeldClaims(threads=threads, lease=30.0, start_suspect=start_suspect)
+def held(threads=4, commit_start=lambda _: True):
+    return HeldClaims(threads=threads, lease=30.0, commit_start=commit_start)
 
 
-def claim(suspect=False, requested=None, number=1):
+def claim(suspect=False, requested=None, number=1, max_lost=None):
     job = ClaimedJob(
-        number, str(uuid4()), "q", "a", {"args": [], "kwargs": {}}, None, 1, 1, 0, None, suspect, 0, 0, None, None, None
+        number, str(uuid4()), "q", "a", {"args": [], "kwargs": {}}, None, 1, 1, 0, None, suspect, 0, 0, None, None, None, max_lost
     )  # fmt: skip
     # On the clock of the test, if it has one.
     now: float = vars(module)["monotonic"]()
@@ -165,7 +165,7 @@ def test_a_lost_claim_does_not_start_and_is_gone():
 
 def test_one_suspect_is_held_at_a_time_and_its_start_is_committed_first(clock):
     committed = []
-    claims = held(start_suspect=lambda c: committed.append(c) or True)
+    claims = held(commit_start=lambda c: committed.append(c) or True)
     suspect = claim(suspect=True)
     claims.accept([suspect])
 
@@ -184,12 +184,24 @@ def test_one_suspect_is_held_at_a_time_and_its_start_is_committed_first(clock):
 
 
 def test_a_suspect_whose_start_could_not_be_committed_does_not_start():
-    claims = held(start_suspect=lambda _: False)
+    claims = held(commit_start=lambda _: False)
     suspect = claim(suspect=True)
     claims.accept([suspect])
 
     assert not claims.start(suspect)
     assert claims.withdraw() == [suspect]
+
+
+def test_the_start_of_a_job_that_may_not_be_lost_twice_is_committed_first():
+    answers = [True, False]
+    claims = held(commit_start=lambda _: answers.pop(0))
+    first, second, ordinary = claim(max_lost=1), claim(max_lost=1), claim(max_lost=3)
+    claims.accept([first, second, ordinary])
+
+    assert [claims.start(taken) for taken in (first, second, ordinary)] == [True, False, True]
+
+    assert claims.withdraw() == [second]
+    assert not claims.suspect_held
 
 
 def test_what_was_given_up_at_the_end_of_the_grace_finishes_no_more():
