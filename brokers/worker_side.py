@@ -104,7 +104,12 @@ class WorkerSide(Middleware):
         try:
             require_migrated(ours.database)
             node = WorkerNode(
-                ours.settings, ours.database, threads=worker.worker_threads, queues=queues, on_waiting=ours.wake_services
+                ours.settings,
+                ours.database,
+                threads=worker.worker_threads,
+                queues=queues,
+                actors=lambda: sorted(ours.actors),
+                on_waiting=ours.wake_services,
             )
             node.start()
         except LedgerUnavailable as error:

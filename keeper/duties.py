@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from keeper import expiry, rescue, strays, unknown, workers
+from keeper import expiry, look, rescue, strays, unknown, workers
 from keeper.duty import Duty
 from settings import Settings
 
@@ -24,6 +24,8 @@ def _slowly(_: Settings) -> float:
 
 
 DUTIES: Final = (
+    # First of those that sweep: they ask what it saw.
+    Duty("look", _sweep, look.sweep),
     Duty("rescue", _sweep, rescue.sweep),
     Duty("strays", _sweep, strays.look),
     Duty("expiry", _sweep, expiry.sweep),

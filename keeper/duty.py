@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ledger.database import BoundedConnection, Database
 from runtime.counters import Counters
@@ -35,6 +35,17 @@ class KeepsNode(Protocol):
     counters: Counters
 
 
+class Seen(NamedTuple):
+    """What there is to do, as the look at the beginning of a sweep found it."""
+
+    #: A claim's lease has ended.
+    lost: bool = False
+    #: Something waits beyond its max_age.
+    expired: bool = False
+    #: Something waits for a worker that knows its actor.
+    unknown: bool = False
+
+
 @dataclass(slots=True)
 class Keeping:
     """What every duty is given beside the connection, and what they tell each other."""
@@ -45,6 +56,8 @@ class Keeping:
     connected_again_at: float | None = None
     #: Brokers that other living workers consume: pending rows there are theirs. The strays' duty keeps it fresh.
     elsewhere: list[str] = field(default_factory=list)
+    #: The sweep's look.
+    seen: Seen = field(default_factory=Seen)
 
     @property
     def settings(self) -> Settings:

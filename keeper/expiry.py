@@ -26,7 +26,7 @@ SOON: Final = 0.05
 
 def sweep(connection: BoundedConnection, keeping: Keeping) -> float | None:
     """The duty: bury what has expired."""
-    return SOON if expire(connection) == CHUNK else None
+    return SOON if keeping.seen.expired and expire(connection) == CHUNK else None
 
 
 def expire(connection: Connection[Any], *, now: object = None) -> int:

@@ -31,6 +31,8 @@ BACKOFF: Final = 1.0
 
 def sweep(connection: BoundedConnection, keeping: Keeping) -> None:
     """The duty: take back what dead workers left behind."""
+    if not keeping.seen.lost:
+        return
     settings = keeping.settings
     rescue(connection, lease=settings.lease, max_lost=settings.max_lost, connected_again_at=keeping.connected_again_at)
 
@@ -42,7 +44,7 @@ def rescue(connection: Connection[Any], *, lease: float, max_lost: int, connecte
         connected_again_at: when this keeper's connection came back after a loss (monotonic); None if it never was lost.
     """
     expired = write.expired_workers(connection)
-    if not expired or not _settled(connection, lease, connected_again_at):
+    if not expired or not settled(connection, lease, connected_again_at):
         return []
     rescued: list[Rescued] = []
     for worker, alive in expired:
@@ -54,7 +56,8 @@ def rescue(connection: Connection[Any], *, lease: float, max_lost: int, connecte
     return rescued
 
 
-def _settled(connection: Connection[Any], lease: float, connected_again_at: float | None) -> bool:
+def settled(connection: Connection[Any], lease: float, connected_again_at: float | None) -> bool:
+    """Whether Postgres has been up, and reachable from here, for a lease: only then does silence mean that somebody is gone."""
     if connected_again_at is not None and monotonic() - connected_again_at < lease:
         return False
     row = connection.execute(SQL["settled_uptime"]).fetchone()

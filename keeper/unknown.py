@@ -1,17 +1,20 @@
-"""Jobs whose actor no worker knows: they wait, since a deploy may bring it, and are dead (``unknown_actor``) after UNKNOWN_ACTOR_AFTER.
+"""Jobs whose actor no living worker knows: they wait, since a deploy may bring it, and are dead after UNKNOWN_ACTOR_AFTER.
 
-Carried triggers are noticed when they are fetched; rows of the Postgres broker are never claimed, so they are looked for here.
+Every worker's heartbeat says what it knows, so one fleet never buries what another one runs. Carried triggers are noticed when they are
+fetched; rows of the Postgres broker are never claimed, so they are looked for here. While nobody lives, and for a lease after Postgres
+came back, nothing is buried: then silence says nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
 from typing import Any
 
 from psycopg import Connection
 from structlog.stdlib import get_logger
 
 from keeper.duty import Keeping
+from keeper.rescue import settled
 from ledger.database import BoundedConnection
 from ledger.sql import SQL
 
@@ -20,20 +23,24 @@ logger = get_logger(__name__)
 
 def sweep(connection: BoundedConnection, keeping: Keeping) -> None:
     """The duty: notice what waits, end what has waited for too long."""
-    if not keeping.broker.carries_triggers(keeping.settings.broker):
-        mark(connection, list(keeping.broker.queues), list(keeping.broker.actors))
-    bury(connection, keeping.settings.unknown_actor_after)
+    mark(connection)
+    settings = keeping.settings
+    if keeping.seen.unknown and settled(connection, settings.lease, keeping.connected_again_at):
+        settle(connection, settings.unknown_actor_after)
 
 
-def mark(connection: Connection[Any], queues: Sequence[str], actors: Sequence[str]) -> None:
-    """Note why the head of each queue of the Postgres broker does not move."""
-    for queue in queues:
-        marked = connection.execute(SQL["mark_unknown"], {"queue": queue, "actors": list(actors)}).fetchall()
-        for actor in sorted({row[1] for row in marked}):
-            logger.warning("jobs wait for a worker that knows their actor", actor=actor, queue=queue)
+def mark(connection: Connection[Any]) -> None:
+    """Note why the head of a queue of the Postgres broker does not move."""
+    for queue, actor in sorted(set(connection.execute(SQL["mark_unknown"]).fetchall())):
+        logger.warning("jobs wait for a worker that knows their actor", actor=actor, queue=queue)
 
 
-def bury(connection: Connection[Any], after: float) -> None:
-    """End those that waited for ``after`` seconds."""
-    for _, actor in connection.execute(SQL["bury_unknown"], {"after": after, "now": None}).fetchall():
-        logger.error("job is dead, no worker knew its actor", actor=actor)
+def settle(connection: Connection[Any], after: float, *, now: object = None) -> None:
+    """End those that waited for ``after`` seconds, and let those go on whose actor is known by now.
+
+    Parameters:
+        now: a ``datetime`` instead of the database's clock, for tests.
+    """
+    rows = connection.execute(SQL["settle_unknown"], {"after": after, "now": now}).fetchall()
+    for actor, jobs in sorted(Counter(actor for _, actor, known in rows if not known).items()):
+        logger.error("jobs are dead, no worker knew their actor", actor=actor, jobs=jobs)

@@ -127,3 +127,5 @@ class WorkerRow:
     lease: float
     running: int = 0
     counters: dict[str, int] = field(default_factory=dict)
+    #: The actors it knows; None: it does not say.
+    actors: list[str] | None = None

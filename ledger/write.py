@@ -297,6 +297,7 @@ def beat(connection: Conn, worker: WorkerRow) -> None:
             "running": worker.running,
             "counters": json.dumps(worker.counters),
             "lease": worker.lease,
+            "actors": worker.actors,
         },
     )
 

@@ -34,13 +34,20 @@ class Heartbeat:
     """Beats for one worker process."""
 
     def __init__(
-        self, database: Database, held: HeldClaims, counters: Counters, worker: WorkerRow, queues: Callable[[], list[str]]
+        self,
+        database: Database,
+        held: HeldClaims,
+        counters: Counters,
+        worker: WorkerRow,
+        queues: Callable[[], list[str]],
+        actors: Callable[[], list[str] | None] = lambda: None,
     ) -> None:
         self._database = database
         self._held = held
         self._counters = counters
         self._worker = worker
         self._queues = queues
+        self._actors = actors
         self._stop = threading.Event()
         self._connection: BoundedConnection | None = None
         self._thread = threading.Thread(target=self._run, name="switchyard-heartbeat", daemon=True)
@@ -100,6 +107,7 @@ class Heartbeat:
                     self._lose(claim)
         # The leases come first: were the process seen alive while they are expired (it was paused), each job would be held guilty.
         self._worker.queues = self._queues()
+        self._worker.actors = self._actors()
         self._worker.running = len(self._held.running)
         self._worker.counters = self._counters.snapshot()
         write.beat(connection, self._worker)

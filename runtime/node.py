@@ -51,6 +51,7 @@ class WorkerNode:
 
     Parameters:
         queues: the queues it consumes, asked at every heartbeat.
+        actors: the actors it knows, asked at every heartbeat; None: it does not say.
         on_waiting: told the seconds until the soonest job that this process sent into waiting.
     """
 
@@ -61,6 +62,7 @@ class WorkerNode:
         *,
         threads: int,
         queues: Callable[[], list[str]],
+        actors: Callable[[], list[str] | None] = lambda: None,
         on_waiting: Callable[[float], None] = lambda _: None,
     ) -> None:
         self.id = worker_id()
@@ -79,7 +81,7 @@ class WorkerNode:
             threads=threads,
             lease=settings.lease,
         )
-        self.heartbeat = Heartbeat(database, self.held, self.counters, row, queues)
+        self.heartbeat = Heartbeat(database, self.held, self.counters, row, queues, actors)
         self._stopped = threading.Event()
 
     def start(self) -> None:

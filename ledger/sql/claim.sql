@@ -69,12 +69,27 @@ SET next_publish_at = clock_timestamp() + make_interval(secs => %(delay)s)
 WHERE id = ANY(%(ids)s::bigint[]) AND state = 'pending' AND suspect AND next_publish_at IS NOT NULL;
 
 -- name: postpone_unknown
--- Jobs of an actor this process does not know: offered again with a growing pause, since another process may know it.
-UPDATE switchyard.job
-SET wait_reason = 'unknown_actor',
-    wait_since = CASE WHEN wait_reason = 'unknown_actor' THEN wait_since ELSE clock_timestamp() END,
-    next_publish_at = clock_timestamp() + make_interval(secs => least(%(delay)s * 2 ^ least(publish_count, 10), 60))
-WHERE id = ANY(%(ids)s::bigint[]) AND state = 'pending' AND NOT (actor = ANY(%(actors)s::text[]));
+-- Jobs of an actor this process does not know: offered again with a growing pause, since another process may know it. If no living one
+-- does, that is why they wait, and since when; one of an older version does not say what it knows (null), so it may know any.
+UPDATE switchyard.job AS j
+SET wait_reason = CASE WHEN w.known THEN nullif(j.wait_reason, 'unknown_actor') ELSE 'unknown_actor' END,
+    wait_since = CASE
+        WHEN w.known THEN CASE WHEN j.wait_reason <> 'unknown_actor' THEN j.wait_since END
+        WHEN j.wait_reason = 'unknown_actor' THEN j.wait_since
+        ELSE clock_timestamp()
+    END,
+    next_publish_at = clock_timestamp() + make_interval(secs => least(%(delay)s * 2 ^ least(j.publish_count, 10), 60))
+FROM (
+    SELECT s.id, EXISTS (
+        SELECT 1
+        FROM switchyard.worker AS l
+        WHERE l.beat_at > clock_timestamp() - make_interval(secs => l.lease_seconds)
+            AND (l.actors IS NULL OR s.actor = ANY(l.actors))
+    ) AS known
+    FROM switchyard.job AS s
+    WHERE s.id = ANY(%(ids)s::bigint[])
+) AS w
+WHERE j.id = ANY(%(ids)s::bigint[]) AND j.id = w.id AND j.state = 'pending' AND NOT (j.actor = ANY(%(actors)s::text[]));
 
 -- name: record_start
 -- A suspect's start is committed before its first instruction: if it kills the process, it is known to be the one. So is that of a

@@ -2,10 +2,11 @@
 
 -- name: beat
 -- The process is alive.
-INSERT INTO switchyard.worker (id, host, pid, broker, queues, threads, running, counters, lease_seconds)
-VALUES (%(id)s, %(host)s, %(pid)s, %(broker)s, %(queues)s, %(threads)s, %(running)s, %(counters)s, %(lease)s)
+INSERT INTO switchyard.worker (id, host, pid, broker, queues, threads, running, counters, lease_seconds, actors)
+VALUES (%(id)s, %(host)s, %(pid)s, %(broker)s, %(queues)s, %(threads)s, %(running)s, %(counters)s, %(lease)s, %(actors)s)
 ON CONFLICT (id) DO UPDATE
-SET beat_at = clock_timestamp(), queues = excluded.queues, running = excluded.running, counters = excluded.counters;
+SET beat_at = clock_timestamp(), queues = excluded.queues, running = excluded.running, counters = excluded.counters,
+    actors = excluded.actors;
 
 -- name: extend_leases
 -- Its claims live on, and the rows learn when their execution started. Rows locked by another statement are skipped.

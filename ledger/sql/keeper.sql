@@ -68,6 +68,15 @@ FROM (
 WHERE j.id = stray.id
 RETURNING j.id;
 
+-- name: look
+-- What a sweep has to do: a probe of an index each, in one statement, so that a system at rest costs no more than that.
+SELECT
+    EXISTS (SELECT 1 FROM switchyard.job WHERE state = 'running' AND lease_until < clock_timestamp()) AS lost,
+    EXISTS (
+        SELECT 1 FROM switchyard.job WHERE expires_at < clock_timestamp() AND state IN ('scheduled', 'pending', 'retrying')
+    ) AS expired,
+    EXISTS (SELECT 1 FROM switchyard.job WHERE wait_reason = 'unknown_actor') AS unknown;
+
 -- name: expired_workers
 -- Worker processes with claims past their lease, and whether the process is alive all the same (it gave up single jobs).
 SELECT
@@ -176,31 +185,66 @@ WHERE w.beat_at < clock_timestamp() - make_interval(secs => 10 * w.lease_seconds
     AND NOT EXISTS (SELECT 1 FROM switchyard.job AS j WHERE j.state = 'running' AND j.worker = w.id);
 
 -- name: mark_unknown
--- Among the first thousand waiting rows of a queue of the Postgres broker: those whose actor this process does not know.
+-- Among the first thousand waiting rows of each queue of the Postgres broker: those whose actor no living worker knows. A process of an
+-- older version does not say what it knows (null), so it may know any.
+WITH living AS MATERIALIZED (
+    SELECT queues, actors
+    FROM switchyard.worker
+    WHERE beat_at > clock_timestamp() - make_interval(secs => lease_seconds)
+    GROUP BY queues, actors
+),
+strange AS MATERIALIZED (
+    SELECT head.id
+    FROM (SELECT DISTINCT unnest(queues) AS name FROM living) AS q
+    CROSS JOIN LATERAL (
+        SELECT id, actor, wait_reason
+        FROM switchyard.job
+        WHERE queue = q.name AND NOT suspect AND state = 'pending' AND broker = 'postgres'
+        ORDER BY priority, id
+        LIMIT 1000
+    ) AS head
+    WHERE head.wait_reason IS NULL AND NOT EXISTS (SELECT 1 FROM living AS l WHERE l.actors IS NULL OR head.actor = ANY(l.actors))
+)
 UPDATE switchyard.job AS j
 SET wait_reason = 'unknown_actor', wait_since = clock_timestamp()
-FROM (
-    SELECT id, actor, wait_reason
-    FROM switchyard.job
-    WHERE queue = %(queue)s AND NOT suspect AND state = 'pending' AND broker = 'postgres'
-    ORDER BY priority, id
-    LIMIT 1000
-) AS head
-WHERE j.id = head.id AND j.state = 'pending' AND head.wait_reason IS NULL AND NOT (head.actor = ANY(%(actors)s::text[]))
-RETURNING j.id, j.actor;
+WHERE j.id = ANY(ARRAY(SELECT id FROM strange)) AND j.state = 'pending' AND j.wait_reason IS NULL
+RETURNING j.queue, j.actor;
 
--- name: bury_unknown
--- Jobs that no worker knew for too long.
+-- name: settle_unknown
+-- Jobs that wait because nobody knew their actor, the oldest thousand. Is it known by now, they wait no longer for that, and their
+-- triggers are due; were they unknown for too long, they are dead, unless there is nobody at all who could know anything.
+WITH living AS MATERIALIZED (
+    SELECT actors FROM switchyard.worker WHERE beat_at > clock_timestamp() - make_interval(secs => lease_seconds) GROUP BY actors
+),
+marked AS MATERIALIZED (
+    SELECT
+        m.id,
+        m.wait_since < coalesce(%(now)s, clock_timestamp()) - make_interval(secs => %(after)s) AS overdue,
+        EXISTS (SELECT 1 FROM living AS l WHERE l.actors IS NULL OR m.actor = ANY(l.actors)) AS known
+    FROM (
+        SELECT id, actor, wait_since
+        FROM switchyard.job
+        WHERE wait_reason = 'unknown_actor' AND state = 'pending'
+        ORDER BY wait_since
+        LIMIT 1000
+    ) AS m
+),
+settled AS MATERIALIZED (
+    SELECT j.id, m.known
+    FROM switchyard.job AS j
+    JOIN marked AS m ON m.id = j.id
+    WHERE j.id = ANY(ARRAY(SELECT id FROM marked WHERE known OR (overdue AND EXISTS (SELECT 1 FROM living))))
+        AND j.state = 'pending' AND j.wait_reason = 'unknown_actor'
+    ORDER BY j.id
+    FOR UPDATE OF j SKIP LOCKED
+)
 UPDATE switchyard.job AS j
-SET state = 'dead', dead_reason = 'unknown_actor', finished_at = clock_timestamp(), next_publish_at = NULL,
-    wait_reason = NULL, wait_since = NULL, error_type = 'ActorNotFound', error = 'no worker knew the actor ' || quote_literal(j.actor)
-FROM (
-    SELECT id
-    FROM switchyard.job
-    WHERE wait_reason = 'unknown_actor' AND wait_since < coalesce(%(now)s, clock_timestamp()) - make_interval(secs => %(after)s)
-        AND state = 'pending'
-    LIMIT 1000
-    FOR UPDATE SKIP LOCKED
-) AS overdue
-WHERE j.id = overdue.id
-RETURNING j.id, j.actor;
+SET state = CASE WHEN s.known THEN 'pending' ELSE 'dead' END, wait_reason = NULL, wait_since = NULL,
+    next_publish_at = CASE WHEN s.known AND j.next_publish_at IS NOT NULL THEN clock_timestamp() END,
+    finished_at = CASE WHEN NOT s.known THEN clock_timestamp() END,
+    dead_reason = CASE WHEN NOT s.known THEN 'unknown_actor' END,
+    error_type = CASE WHEN s.known THEN j.error_type ELSE 'ActorNotFound' END,
+    error = CASE WHEN s.known THEN j.error ELSE 'no worker knew the actor ' || quote_literal(j.actor) END
+FROM settled AS s
+WHERE j.id = ANY(ARRAY(SELECT id FROM settled)) AND j.id = s.id
+RETURNING j.id, j.actor, s.known;

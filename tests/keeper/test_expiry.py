@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from keeper import expiry
-from keeper.duty import Keeping
+from keeper.duty import Keeping, Seen
 from keeper.expiry import expire
 from ledger import write
 from ledger.states import State
@@ -80,7 +80,7 @@ def test_a_turn_is_bounded_and_asks_for_the_next(ledger, node, monkeypatch):
     monkeypatch.setattr(expiry, "CHUNK", 10)
     for _ in range(15):
         add(ledger, max_age=0.0)
-    keeping = Keeping(node, Broker())
+    keeping = Keeping(node, Broker(), seen=Seen(expired=True))
 
     assert expiry.sweep(ledger, keeping) == expiry.SOON
     assert expiry.sweep(ledger, keeping) is None

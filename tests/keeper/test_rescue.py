@@ -52,7 +52,7 @@ def test_nothing_is_taken_back_within_a_lease_of_this_keepers_own_return(ledger,
 
 def test_a_healthy_fleet_costs_one_statement(ledger, monkeypatch):
     asked = []
-    monkeypatch.setattr(module, "_settled", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(module, "settled", lambda *arguments: asked.append(arguments))
 
     assert rescue(ledger, lease=1.0, max_lost=3, connected_again_at=None) == []
     assert asked == []

@@ -133,9 +133,13 @@ HOT: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
     "rescue_worker": (lambda c: write.rescue_worker(c, "w1", alive=False, max_lost=3), {"job_lease"}),
     "cancel_waiting": (lambda c: write.cancel_waiting(c, token()), {"job_message_id_key"}),
     "replay": (lambda c: write.replay(c, token()), {"job_message_id_key"}),
-    "bury_unknown": (lambda c: c.execute(SQL["bury_unknown"], {"now": None, "after": 60.0}), {"job_unknown_actor"}),
+    "look": (lambda c: c.execute(SQL["look"]), {"job_lease", "job_expiry", "job_unknown_actor"}),
+    "settle_unknown": (
+        lambda c: c.execute(SQL["settle_unknown"], {"now": None, "after": 60.0}),
+        {"job_unknown_actor", "job_pkey"},
+    ),
     "expire": (lambda c: c.execute(SQL["expire"], {"now": None, "limit": 100}), {"job_expiry"}),
-    "mark_unknown": (lambda c: c.execute(SQL["mark_unknown"], {"queue": "q1", "actors": ["a1"]}), {"job_ready"}),
+    "mark_unknown": (lambda c: c.execute(SQL["mark_unknown"]), {"job_ready", "job_pkey"}),
     "forget_workers": (lambda c: c.execute(SQL["forget_workers"]), {"job_lease"}),
 }
 

@@ -292,20 +292,3 @@ def test_processes_long_gone_are_forgotten_unless_they_hold_something(ledger):
 
 def test_the_rescuer_can_tell_how_long_postgres_has_been_up(ledger):
     wait_until(lambda: ledger.execute(SQL["settled_uptime"]).fetchone()[0] > 0, 5, "an uptime")
-
-
-def test_jobs_that_nobody_knows_are_dead_after_a_time_and_leave_the_index(ledger):
-    postgres, redis, fresh = add(ledger, actor="stranger"), add(ledger, actor="stranger", broker="redis", grace=9.0), add(ledger)
-    marked = ledger.execute(SQL["mark_unknown"], {"queue": "default", "actors": ["work"]}).fetchall()
-    write.postpone_unknown(ledger, [redis], ["work"], 5.0)
-
-    assert marked == [(postgres, "stranger")]
-    assert ledger.execute(SQL["mark_unknown"], {"queue": "default", "actors": ["work"]}).fetchall() == []
-    assert ledger.execute(SQL["bury_unknown"], {"after": 3_600.0, "now": None}).fetchall() == []
-    buried = ledger.execute(SQL["bury_unknown"], {"after": 3_600.0, "now": SOON}).fetchall()
-
-    assert sorted(buried) == [(postgres, "stranger"), (redis, "stranger")]
-    stored = row(ledger, postgres)
-    assert (stored["state"], stored["dead_reason"], stored["error_type"]) == ("dead", "unknown_actor", "ActorNotFound")
-    assert stored["wait_reason"] is None
-    assert fetch(ledger, fresh, "state") == "pending"
