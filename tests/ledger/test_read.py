@@ -76,7 +76,10 @@ def test_a_dead_letter_says_why(ledger):
     assert (job.dead_reason, job.error_type, job.error, job.failures, job.result) == ("max_retries", "ValueError", "no", 1, None)
 
 
-@pytest.mark.parametrize("unknown", ["", "x", "0", str(uuid4()), uuid4(), "'; --", "\x00"])
+NOBODY = UUID("00000000-0000-4000-8000-000000000000")
+
+
+@pytest.mark.parametrize("unknown", ["", "x", "0", str(NOBODY), NOBODY, "'; --", "\x00"])
 def test_an_id_that_no_job_has_is_none_or_not_found(ledger, unknown):
     add(ledger)
 

@@ -50,7 +50,7 @@ WRONG = [
     {"max_retries": -1}, {"max_retries": 1.5}, {"max_retries": True}, {"max_retries": "3"}, {"max_retries": 10**12},
     {"min_backoff": -1}, {"min_backoff": "1s"}, {"max_backoff": math.nan}, {"min_backoff": 10, "max_backoff": 5},
     {"throws": "ValueError"}, {"throws": (ValueError, int)}, {"time_limit": 0}, {"time_limit": "1m"}, {"time_limit": False},
-    {"max_age": -1}, {"max_age": object()}, {"tags": "one"}, {"tags": ["x" * 101]}, {"tags": ["a\nb"]}, {"tags": ["t"] * 21},
+    {"max_age": -1}, {"max_age": [1]}, {"tags": "one"}, {"tags": ["x" * 101]}, {"tags": ["a\nb"]}, {"tags": ["t"] * 21},
     {"on_worker_lost": "die"}, {"on_worker_lost": True}, {"on_worker_lost": ["dead"]},
 ]  # fmt: skip
 
