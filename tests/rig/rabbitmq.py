@@ -77,12 +77,17 @@ class PrivateRabbit(PrivateServer):
         (self.directory / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
         (self.directory / "enabled_plugins").write_text("[].\n")
         (self.directory / "rabbitmq-env.conf").touch()
-        # Started here, because a node that finds none starts one as a daemon, which would outlive the tests.
+        self._start_epmd()
+        return Child([str(self.binary)], log=self.log, env=self._environment(), cwd=self.directory)
+
+    def _start_epmd(self) -> None:
+        """Started here, because a node that finds none starts one as a daemon, which would outlive the tests."""
         program = shutil.which("epmd") or next((str(path) for path in Path("/usr/lib/erlang").glob("erts-*/bin/epmd")), "epmd")
         arguments = [program, "-port", str(self._epmd_port), "-address", "127.0.0.1"]
-        self._epmd = Child(arguments, log=self.directory / "epmd.log", env=base_environment())
-        wait_until(lambda: listening(self._epmd_port), 10, "epmd listens")
-        return Child([str(self.binary)], log=self.log, env=self._environment(), cwd=self.directory)
+        self._epmd = epmd = Child(arguments, log=self.directory / "epmd.log", env=base_environment())
+        wait_until(lambda: listening(self._epmd_port) or not epmd.running, 60, "epmd listens")
+        if not epmd.running:
+            raise Unavailable(f"epmd ended with code {epmd.returncode}; its log ends with:\n{epmd.output(4_000)}")
 
     def _stop_epmd(self) -> None:
         if self._epmd is not None:

@@ -35,7 +35,7 @@ class PrivateServer(ABC):
     #: The name in messages and of the data directory.
     name: str
     #: Seconds that a start may take on a slow machine.
-    start_timeout = 60.0
+    start_timeout = 120.0
     #: The signal that ends the server in order.
     stop_signal = signal.SIGTERM
 
