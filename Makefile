@@ -2,10 +2,13 @@
 #
 #   PYTHON=python3.12 make setup     choose the interpreter
 #   ARGS="-k relay -x" make test     hand pytest more options
+#   ARGS="-n 0 --pdb" make test      in one process, for a debugger or -s; plain `pytest` does so too
 #   BROKER=redis make demo           see .env.example for the other variables
 
 PYTHON ?= python3
 ARGS ?=
+# Two processes share the tests (tests/rig/parallel.py); of those that crash, two are replaced.
+PROCESSES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -25,7 +28,7 @@ up: $(STAMP) ## the same stack, until Ctrl-C (BROKER= as above); prints the line
 	@$(BIN)/switchyard up
 
 test: $(STAMP) ## every test, against real Postgres, Redis and RabbitMQ
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(PROCESSES) --max-worker-restart 2 $(ARGS)
 
 check: $(STAMP) ## formatting, lint, types and import layers
 	@$(BIN)/ruff format --check --quiet . || { echo "make check: run 'make fmt'"; exit 1; }

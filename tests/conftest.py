@@ -1,7 +1,8 @@
 """Fixtures that every test may use: servers, a database of its own, settings, brokers by name, real worker processes.
 
-Servers are started in the background as soon as it is known which of them the selected tests need, and only those. Nothing of the
-caller's environment reaches a test but the URLs of the three servers, and no ``.env`` file is read.
+Servers are started in the background as soon as it is known which of them the tests of a unit (``tests/rig/parallel.py``) need, and
+only those; with ``pytest -n`` each process has its own. Nothing of the caller's environment reaches a test but the URLs of the three
+servers, and no ``.env`` file is read.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import uuid
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import psycopg
@@ -19,6 +21,7 @@ import pytest
 
 import brokers
 from settings import Settings
+from tests.rig.parallel import by_units, unit_of
 from tests.rig.postgres import Databases, find_postgres
 from tests.rig.processes import GUARD
 from tests.rig.rabbitmq import find_rabbitmq, remove_queues
@@ -50,10 +53,10 @@ class Services:
         """The server, once it answers. Raises: NoServer."""
         return self.start(name).result()
 
-    def sources(self) -> dict[str, str]:
+    def lines(self) -> list[str]:
         """Where the servers came from, for the summary."""
         done = {name: future for name, future in self._found.items() if future.done()}
-        return {name: "not found" if future.exception() else future.result().source for name, future in done.items()}
+        return [f"{name}: {'not found' if future.exception() else future.result().source}" for name, future in done.items()]
 
     def close(self) -> None:
         """Stop what was started."""
@@ -75,31 +78,53 @@ def pytest_configure(config: pytest.Config) -> None:
             os.environ.pop(name.upper(), None)
     Settings.model_config["env_file"] = None
     config.stash[_services] = Services()
+    config.stash[_elsewhere] = []
+    config.stash[_prepared] = set()
 
 
 _services = pytest.StashKey[Services]()
+#: Where the servers of other processes came from, one line each.
+_elsewhere = pytest.StashKey[list[str]]()
+_prepared = pytest.StashKey[set[str]]()
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Start the servers that the selected tests ask for."""
-    if session.config.option.collectonly:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Hand the tests to the processes of ``pytest -n`` a unit at a time."""
+    return by_units(config, log)
+
+
+def pytest_runtest_protocol(item: pytest.Item) -> None:
+    """Before a unit's first test: start the servers that its tests ask for."""
+    config, unit = item.config, unit_of(item.nodeid)
+    if unit in config.stash[_prepared]:
         return
-    for item in session.items:
-        for name in _wanted(item):
-            session.config.stash[_services].start(name)
+    config.stash[_prepared].add(unit)
+    for name in {name for other in item.session.items if unit_of(other.nodeid) == unit for name in _wanted(other)}:
+        config.stash[_services].start(name)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Stop the servers, then let the guard end whatever else is left; a process of ``pytest -n`` tells where its servers came from."""
+    services = session.config.stash[_services]
+    services.close()
+    GUARD.dismiss()
+    told = getattr(session.config, "workeroutput", None)
+    if told is not None:
+        told["servers"] = [f"{line} ({os.environ['PYTEST_XDIST_WORKER']})" for line in services.lines()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take what a process of ``pytest -n`` told; one that crashed told nothing."""
+    node.config.stash[_elsewhere] += getattr(node, "workeroutput", {}).get("servers", [])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Say where each server came from."""
-    for name, source in sorted(config.stash[_services].sources().items()):
-        terminalreporter.write_line(f"{name}: {source}")
-
-
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Stop the servers, then let the guard end whatever else is left."""
-    if _services in config.stash:
-        config.stash[_services].close()
-    GUARD.dismiss()
+    for line in sorted(config.stash[_services].lines() + config.stash[_elsewhere]):
+        terminalreporter.write_line(line)
 
 
 @pytest.hookimpl(wrapper=True)

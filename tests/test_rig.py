@@ -14,6 +14,7 @@ import psycopg
 import pytest
 import redis
 
+from tests.rig.parallel import unit_of
 from tests.rig.ports import free_port
 from tests.rig.postgres import Databases, PrivatePostgres, find_postgres
 from tests.rig.processes import ROOT, Child, base_environment
@@ -47,6 +48,32 @@ def test_no_way_at_all_is_a_failure_that_says_every_reason_and_what_to_do():
 
     with pytest.raises(NoServer, match=r"(?s)need X and found none:\n  - no such program\nInstall X, or set X_URL\."):
         first_available("X", "X_URL", [broken], "Install X")
+
+
+@pytest.mark.parametrize(
+    ("test", "unit"),
+    [
+        ("tests/acceptance/test_demo.py::test_every_file_is_there[redis]", "acceptance"),
+        ("tests/conformance/test_sending.py::test_a_send[rabbitmq]", "conformance rabbitmq"),
+        ("tests/conformance/test_enlist.py::test_a_send[redis-before-Session/psycopg]", "conformance redis"),
+        ("tests/conformance/test_enlist.py::test_a_send[before-postgres]", "conformance postgres"),
+        ("tests/conformance/test_seams.py::test_no_broker", "conformance"),
+        ("tests/test_rig.py::test_this", "tests"),
+    ],
+)
+def test_a_folder_runs_in_one_process_and_each_broker_of_the_conformance_suite_in_one(test: str, unit: str):
+    assert unit_of(test) == unit
+
+
+def test_processes_that_share_a_run_take_different_ports(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", "2")
+    taken = []
+    # The third takes the place of the first, which has crashed.
+    for worker in ("gw0", "gw1", "gw2"):
+        monkeypatch.setenv("PYTEST_XDIST_WORKER", worker)
+        taken.append({free_port() for _ in range(50)})
+
+    assert max(taken[0] | taken[2]) < min(taken[1])
 
 
 def test_a_private_postgres_keeps_committed_rows_and_its_port_over_kill_9():

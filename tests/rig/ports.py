@@ -1,22 +1,34 @@
 """Free local ports, and whether somebody listens on one.
 
 Ports come from below the range that the kernel gives to outgoing connections, so that a server which a fault test kills finds its
-port still free when it is started again.
+port still free when it is started again. Processes that share a run (``pytest -n``) take theirs from parts that do not overlap,
+since a port is free until its server listens.
 """
 
 from __future__ import annotations
 
+import os
 import random
+import re
 import socket
 
 _LOWEST, _HIGHEST = 15_000, 30_000
 _given: set[int] = set()
 
 
+def _part() -> range:
+    """This process's ports."""
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    # Numbers go on where a process that crashed is replaced.
+    number = int(re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "gw0"))) % count
+    size = (_HIGHEST - _LOWEST) // count
+    return range(_LOWEST + number * size, _LOWEST + (number + 1) * size)
+
+
 def free_port() -> int:
     """A local TCP port that nobody listens on, and that this run has not given out before."""
     while True:
-        port = random.randrange(_LOWEST, _HIGHEST)
+        port = random.choice(_part())
         if port in _given:
             continue
         with socket.socket() as probe:

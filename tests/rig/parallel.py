@@ -1,0 +1,45 @@
+"""Which tests may run at the same time, in two or more pytest processes that pytest-xdist starts (``pytest -n 2``).
+
+A unit is a folder of tests; the conformance suite is one unit per broker. A unit's tests run in one process and in their order,
+so that what they share is made once and a failure that depends on the order comes back; a process that has nothing left takes the
+next unit. Units come in the order of their names, which puts the longest first: ``tests/acceptance`` mostly waits, for real
+processes, and what computes runs beside it. Every process has servers of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadScopeScheduling
+
+_FOLDER = re.compile(r"tests/(\w+)/")
+_BROKER = re.compile(r"\[(?:.*-)?(postgres|redis|rabbitmq)\b")
+
+
+def unit_of(nodeid: str) -> str:
+    """The unit that a test belongs to: "acceptance", "conformance redis"; "tests" for what lies in no folder below ``tests``."""
+    folder = _FOLDER.match(nodeid)
+    unit = folder[1] if folder else "tests"
+    broker = _BROKER.search(nodeid) if unit == "conformance" else None
+    return f"{unit} {broker[1]}" if broker else unit
+
+
+def by_units(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """What hands the tests to the processes, a unit at a time."""
+    # Only here, since pytest without -n does not need the package.
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByUnits(LoadScopeScheduling):  # type: ignore[misc]
+        """Takes units for the scopes of pytest-xdist."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            return unit_of(nodeid)
+
+    # In the order of their first tests, not of their size.
+    config.option.loadscopereorder = False
+    return ByUnits(config, log)
