@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test check fmt reference clean
+.PHONY: help setup demo up test faults check fmt reference clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ up: $(STAMP) ## the same stack, until Ctrl-C (BROKER= as above); prints the line
 
 test: $(STAMP) ## every test, against real Postgres, Redis and RabbitMQ
 	@$(BIN)/python -m pytest -n $(PROCESSES) --max-worker-restart 2 $(ARGS)
+
+faults: $(STAMP) ## an hour of kills, outages and cut wires, judged from outside (MINUTES= ONLY=F5 BROKER= SEED= FULL=1)
+	@$(BIN)/python -m tests.faults
 
 check: $(STAMP) ## formatting, lint, types and import layers
 	@$(BIN)/ruff format --check --quiet . || { echo "make check: run 'make fmt'"; exit 1; }

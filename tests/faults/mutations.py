@@ -1,0 +1,121 @@
+"""Mutations: one guard of the protocol taken out of a worker, so that the checker can be seen to notice.
+
+``MUTATION=name`` in a worker's environment; ``python -m tests.faults --mutations`` runs each with a scenario that needs the guard, once
+with it and once without. A scenario that stays green without its guard proves nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ledger.write
+from brokers.rabbitmq import RabbitmqTransport
+from brokers.redis import RedisTransport
+from ledger.sql import SQL
+from runtime.triggers import PublishFailed
+
+
+def _edit(statement: str, old: str, new: str) -> None:
+    text: Any = SQL[statement]
+    if old not in text:
+        raise ValueError(f"MUTATION: {old!r} does not stand in the statement {statement}")
+    SQL[statement] = text.replace(old, new)
+
+
+def _no_fence() -> None:
+    """A finish is accepted whoever holds the job by now."""
+    for statement in ("finish_completed", "finish_otherwise"):
+        _edit(statement, " AND j.token = f.token", "")
+
+
+def _no_transaction_fence() -> None:
+    """A finish that matched no row passes for a success, so job.transaction() commits the effects of a job that was lost."""
+    finish = ledger.write.finish
+
+    def trusting(connection: Any, finishes: Any) -> set[int]:
+        entries = list(finishes)
+        return finish(connection, entries) | {entry.id for entry in entries}
+
+    ledger.write.finish = trusting
+
+
+def _no_relay() -> None:
+    """Nothing that is due is ever published again."""
+    ledger.write.relay_due = lambda *_, **__: []
+
+
+def _no_rescue() -> None:
+    """The jobs of a dead worker stay with it."""
+    ledger.write.expired_workers = lambda *_, **__: []
+
+
+def _no_confirms() -> None:
+    """Whatever became of a publish, it is taken for done."""
+
+    def blind(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def wrapped(self: Any) -> Any:
+            sender = make(self)
+            for name in ("publish", "flush", "idle"):
+                setattr(sender, name, swallow(getattr(sender, name)))
+            return sender
+
+        return wrapped
+
+    def swallow(action: Callable[..., list[int]]) -> Callable[..., list[int]]:
+        def wrapped(*args: Any) -> list[int]:
+            try:
+                action(*args)
+            except PublishFailed:
+                return []
+            return []
+
+        return wrapped
+
+    for transport in (RedisTransport, RabbitmqTransport):
+        vars_of: Any = transport
+        vars_of.sender = blind(vars_of.sender)
+
+
+def _no_release() -> None:
+    """A worker that is told to stop keeps what it has not started until its lease ends."""
+
+    vars(ledger.write)["release_unstarted"] = lambda _, claims: {id_ for id_, _ in claims}
+
+
+def _no_claim_guard() -> None:
+    """A trigger for a job that runs already claims it again."""
+    _edit("claim_by_id", "state = 'pending'", "state IN ('pending', 'running')")
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A guard, how to take it out, and where its absence shows."""
+
+    apply: Callable[[], None]
+    scenario: str
+    broker: str
+    #: What the checker's complaint has to say.
+    complaint: str
+    #: Seconds of PUBLISH_GRACE: long where the relay would repair what the guard lets through.
+    grace: float = 3.0
+
+
+MUTATIONS: dict[str, Mutation] = {
+    "fence": Mutation(_no_fence, "F5", "postgres", "holds the result of another claim"),
+    "transaction": Mutation(_no_transaction_fence, "F5", "redis", "committed effects"),
+    "relay": Mutation(_no_relay, "F3", "redis", "still active"),
+    "rescue": Mutation(_no_rescue, "F1", "postgres", "still active"),
+    "confirms": Mutation(_no_confirms, "F6", "redis", "still active", grace=600.0),
+    "release": Mutation(_no_release, "F4", "postgres", "waited for a lease"),
+    "claim": Mutation(_no_claim_guard, "F13", "redis", "while it ran"),
+}
+
+
+def install() -> None:
+    """Take out the guard that the environment names, if it names one."""
+    name = os.environ.get("MUTATION")
+    if name:
+        MUTATIONS[name].apply()
