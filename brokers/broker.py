@@ -89,6 +89,7 @@ class SwitchyardBroker(Broker):
             outlet=lambda name: transports[name].sender(),
             probe=lambda name: _probe(transports[name]),
             make_due=self._make_due,
+            grace=settings.lease,
         )
         super().__init__(middleware=[WorkerSide(self), *middleware])
         self.queues: dict[str, None] = {}

@@ -1,6 +1,7 @@
 """What must not be forgotten: background duties that repair what faults leave behind.
 
-    relay     publishes what is due: scheduled and retrying jobs, and pending ones whose trigger may be lost
+    relay     publishes what is due: scheduled and retrying jobs, and pending ones whose trigger is not in the broker
+    lost      finds the pending jobs whose trigger is gone
     rescue    takes back the jobs of workers that died
     expiry    ends what waited beyond its max_age
     unknown   notices jobs that no worker knows, and buries those that waited for too long

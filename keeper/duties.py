@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from keeper import expiry, look, rescue, strays, unknown, workers
+from keeper import expiry, look, lost, rescue, strays, unknown, workers
 from keeper.duty import Duty
 from settings import Settings
 
@@ -28,6 +28,7 @@ DUTIES: Final = (
     Duty("look", _sweep, look.sweep),
     Duty("rescue", _sweep, rescue.sweep),
     Duty("strays", _sweep, strays.look),
+    Duty("lost", _sweep, lost.sweep),
     Duty("expiry", _sweep, expiry.sweep),
     Duty("unknown", _sweep, unknown.sweep),
     Duty("workers", _slowly, workers.sweep),

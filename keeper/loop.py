@@ -137,6 +137,7 @@ class Keeper:
             self._broker.publisher,
             broker=broker,
             carries=self._broker.carries_triggers(broker),
+            grace=keeping.settings.lease,
             elsewhere=keeping.elsewhere,
         )
         if rung:

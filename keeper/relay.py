@@ -1,8 +1,8 @@
 """The relay: rows that are due become pending, and their triggers are published.
 
-This one duty is behind delays, retries, crash repair and recovery from a broker's loss: whatever else goes wrong, a waiting row comes due
-again, and is offered again. Rows are claimed by pushing back their next look; the publisher gets them after that commit. While the
-broker is known to be down its rows stay untouched.
+This one duty is behind delays, retries, crash repair and recovery from a broker's loss: whatever goes wrong, a waiting row becomes due, and
+is offered again. Of those whose trigger is out already ``keeper.lost`` makes due what is gone. Rows are claimed by pushing back their next
+look; the publisher gets them after that commit. While the broker is known to be down its rows stay untouched.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from runtime.triggers import Outgoing
 ROUND: Final = 10 * CHUNK
 
 
-def relay(connection: Connection[Any], publisher: Publisher, *, broker: str, carries: bool, elsewhere: Sequence[str]) -> int:
+def relay(
+    connection: Connection[Any], publisher: Publisher, *, broker: str, carries: bool, grace: float, elsewhere: Sequence[str]
+) -> int:
     """Publish what is due. Returns how many rows; ``ROUND`` means that there may be more."""
     relayed = 0
     while relayed < ROUND and not publisher.is_open(broker):
-        due = write.relay_due(connection, broker=broker, carries=carries, elsewhere=elsewhere)
+        due = write.relay_due(connection, broker=broker, carries=carries, grace=grace, elsewhere=elsewhere)
         publisher.offer(broker, [Outgoing(row.id, row.queue, row.actor, row.priority) for row in due])
         relayed += len(due)
         if len(due) < CHUNK:

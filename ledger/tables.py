@@ -44,6 +44,8 @@ metadata = MetaData(
 
 _STATES = ", ".join(f"'{state}'" for state in State)
 _NOW = text("clock_timestamp()")
+# Whether a row that the relay has to look at is due (0) or sent (1). Statements say it in the same words, or the index does not serve them.
+_KIND = "((state = 'pending' AND publish_count > 0 AND NOT suspect AND wait_reason IS NULL)::int)"
 
 job = Table(
     "job",
@@ -83,7 +85,7 @@ job = Table(
     Column("lease_until", DateTime(timezone=True)),
     # When the relay has to look at the row: its due time, or the time its trigger counts as lost. Null: the row needs no relay.
     Column("next_publish_at", DateTime(timezone=True)),
-    # How often the relay published the row since it was last claimed.
+    # How often the row was published since it was last claimed; 0 or negative: its trigger is known not to be in the broker.
     Column("publish_count", Integer, nullable=False, server_default=text("0")),
     # Why a waiting job does not run, and since when.
     Column("wait_reason", Text),
@@ -128,8 +130,8 @@ job = Table(
         name="counters_sane",
     ),
     CheckConstraint("progress IS NULL OR progress BETWEEN 0 AND 100", name="progress_is_percent"),
-    # The relay's: everything that has to be published, by time.
-    Index("job_due", "next_publish_at", postgresql_where=text("next_publish_at IS NOT NULL")),
+    # The relay's: what is due, by time (0), and what was sent, by the time at which its trigger is looked for (1); see keeper.sql.
+    Index("job_due", text(_KIND), "next_publish_at", postgresql_where=text("next_publish_at IS NOT NULL")),
     # The rescue's, and the list of what runs.
     Index("job_lease", "lease_until", postgresql_where=text("state = 'running'")),
     # The Postgres broker's queue. Rows of other brokers do not pay for it.

@@ -23,8 +23,6 @@ from ledger.states import TERMINAL, State
 
 Conn = Connection[Any]
 
-#: How long a published trigger may take to be claimed before the relay publishes it again, in seconds. Only repairs wait for it.
-PUBLISH_GRACE: Final = 30.0
 #: Rows per statement of a bulk insert.
 CHUNK: Final = 1_000
 
@@ -331,12 +329,20 @@ def append_log(connection: Conn, id_: int, token: str, lines: Sequence[str], age
 
 
 def relay_due(
-    connection: Conn, *, broker: str, carries: bool, elsewhere: Sequence[str] = (), limit: int = CHUNK, now: object = None
+    connection: Conn,
+    *,
+    broker: str,
+    carries: bool,
+    grace: float,
+    elsewhere: Sequence[str] = (),
+    limit: int = CHUNK,
+    now: object = None,
 ) -> list[DueJob]:
     """Make up to ``limit`` due rows pending in ``broker`` and push back their next look; the caller publishes them.
 
     Parameters:
         carries: whether the broker carries triggers; if not, the rows need no further look.
+        grace: seconds after which a trigger that was not claimed is looked for.
         elsewhere: brokers that other living workers consume; pending rows there are left alone.
         now: a ``datetime`` instead of the database's clock, for tests.
     """
@@ -345,7 +351,7 @@ def relay_due(
         "carries": carries,
         "elsewhere": list(elsewhere),
         "limit": limit,
-        "grace": PUBLISH_GRACE,
+        "grace": grace,
         "now": now,
     }
     return [DueJob(*row) for row in connection.execute(SQL["relay_due"], parameters).fetchall()]

@@ -4,8 +4,8 @@
 
 A transport that fails opens its circuit: while it is open nothing is offered to it, rows are written due at once (``grace`` is 0) and
 lie in the ledger until the transport answers again; the relay then publishes them. A publish that fails after the commit sets its rows
-due. What is still in this process when it dies is published by the relay when the row's grace (30 s) is over. So this thread may lose
-anything it holds and no job is lost. A forked child starts a thread of its own.
+due. What is still in this process when it dies is found missing in the broker when the row's grace (one LEASE) is over, and published. So
+this thread may lose anything it holds and no job is lost. A forked child starts a thread of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import Final
 
 from structlog.stdlib import get_logger
 
-from ledger.write import PUBLISH_GRACE
 from runtime.triggers import Outgoing, Outlet, PublishFailed
 
 logger = get_logger(__name__)
@@ -74,14 +73,21 @@ class Publisher:
         outlet: makes the publishing side of a broker, by name.
         probe: raises ``PublishFailed`` while a broker, by name, cannot be reached.
         make_due: told the ids of rows whose trigger may not have arrived; must not raise.
+        grace: seconds a trigger may take to be claimed before it is looked for.
     """
 
     def __init__(
-        self, outlet: Callable[[str], Outlet], probe: Callable[[str], None], make_due: Callable[[Sequence[int]], None]
+        self,
+        outlet: Callable[[str], Outlet],
+        probe: Callable[[str], None],
+        make_due: Callable[[Sequence[int]], None],
+        *,
+        grace: float,
     ) -> None:
         self._outlet = outlet
         self._probe = probe
         self._make_due = make_due
+        self._grace = grace
         self._lock = threading.Lock()
         self._pid = 0
         self._reset()
@@ -94,8 +100,8 @@ class Publisher:
         self._done = threading.Event()
 
     def grace(self, broker: str) -> float:
-        """Seconds after which a row written now may be published by the relay: 0 while the broker's circuit is open."""
-        return 0.0 if self.is_open(broker) else PUBLISH_GRACE
+        """Seconds after which the trigger of a row written now is looked for; 0 while the broker's circuit is open: the row is due."""
+        return 0.0 if self.is_open(broker) else self._grace
 
     def is_open(self, broker: str) -> bool:
         """Whether the broker is known to be down, so that nothing should be offered to it."""

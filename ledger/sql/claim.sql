@@ -78,7 +78,9 @@ SET wait_reason = CASE WHEN w.known THEN nullif(j.wait_reason, 'unknown_actor') 
         WHEN j.wait_reason = 'unknown_actor' THEN j.wait_since
         ELSE clock_timestamp()
     END,
-    next_publish_at = clock_timestamp() + make_interval(secs => least(%(delay)s * 2 ^ least(j.publish_count, 10), 60))
+    next_publish_at = clock_timestamp()
+        + make_interval(secs => least(%(delay)s * 2 ^ least(greatest(abs(j.publish_count) - 1, 0), 10), 60)),
+    publish_count = -abs(j.publish_count)
 FROM (
     SELECT s.id, EXISTS (
         SELECT 1

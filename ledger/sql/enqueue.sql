@@ -5,12 +5,15 @@
 --   the due time                of a job that waits for its time (state scheduled);
 --   now + the repair grace      of a job whose trigger is about to be published (a grace of 0: the transport is known to be down);
 --   null                        of a job of the Postgres broker: the row itself is the message.
+--
+-- publish_count is 1 of a job whose trigger is about to be published, as if it were out already: when next_publish_at has passed, its
+-- trigger is looked for first (see keeper.sql). What is due, now or later, has 0 and is published unasked.
 
 -- name: enqueue
 -- One row for one send; no row back means that the message id exists already.
 INSERT INTO switchyard.job (
     message_id, queue, actor, priority, payload, options, max_attempts, parent_id, tags, broker, max_age, max_lost,
-    state, run_at, next_publish_at, expires_at
+    state, run_at, next_publish_at, expires_at, publish_count
 )
 VALUES (
     %(message_id)s, %(queue)s, %(actor)s, %(priority)s, %(payload)s, %(options)s, %(max_attempts)s, %(parent_id)s, %(tags)s,
@@ -21,7 +24,8 @@ VALUES (
         WHEN %(delay)s::float8 > 0 THEN clock_timestamp() + make_interval(secs => %(delay)s::float8)
         ELSE clock_timestamp() + make_interval(secs => %(grace)s::float8)
     END,
-    clock_timestamp() + make_interval(secs => %(max_age)s::float8 / 1000)
+    clock_timestamp() + make_interval(secs => %(max_age)s::float8 / 1000),
+    CASE WHEN %(grace)s::float8 > 0 AND NOT %(delay)s::float8 > 0 THEN 1 ELSE 0 END
 )
 ON CONFLICT (message_id) DO NOTHING
 RETURNING id;
@@ -30,7 +34,7 @@ RETURNING id;
 -- A thousand rows at a time for enqueue_many; ids that exist already return no row.
 INSERT INTO switchyard.job (
     message_id, queue, actor, priority, payload, options, max_attempts, parent_id, tags, broker, max_age, max_lost,
-    state, run_at, next_publish_at, expires_at
+    state, run_at, next_publish_at, expires_at, publish_count
 )
 SELECT
     u.message_id, u.queue, u.actor, u.priority, u.payload::json, u.options::json, u.max_attempts, u.parent_id, u.tags::text[], u.broker,
@@ -41,7 +45,8 @@ SELECT
         WHEN u.delay > 0 THEN clock_timestamp() + make_interval(secs => u.delay)
         ELSE clock_timestamp() + make_interval(secs => u.grace)
     END,
-    clock_timestamp() + make_interval(secs => u.max_age / 1000)
+    clock_timestamp() + make_interval(secs => u.max_age / 1000),
+    CASE WHEN u.grace > 0 AND NOT u.delay > 0 THEN 1 ELSE 0 END
 FROM unnest(
     %(message_ids)s::uuid[], %(queues)s::text[], %(actors)s::text[], %(priorities)s::int[], %(payloads)s::text[], %(options)s::text[],
     %(max_attempts)s::int[], %(parent_ids)s::uuid[], %(tags)s::text[], %(brokers)s::text[], %(delays)s::float8[], %(graces)s::float8[],

@@ -1,13 +1,21 @@
 -- What must not be forgotten. SKIP LOCKED everywhere, so any number of keepers may run and none has to lead.
+--
+-- A row with a next_publish_at is of one of two kinds, and the index job_due begins with that:
+--   0  due: published when the time has come, unasked. Scheduled and retrying rows; pending ones whose trigger is known not to be in
+--      the broker (publish_count 0 or below: released, rescued, replayed, refused by the broker, put off, found lost); suspects and jobs
+--      of unknown actors, which workers put off again and again.
+--   1  sent: its trigger is, or was, in the broker. When the time has come the trigger is looked for (keeper/lost.py); found, the row
+--      stays as it is, so that nobody writes a row to learn that a backlog is a backlog.
 
 -- name: relay_due
 -- Rows that are due: scheduled and retrying ones become pending, pending ones are offered again. The next look is pushed back
--- first (30 s doubling up to 15 min; never for the Postgres broker, whose row is the message); the caller publishes after the commit.
--- Rows in a broker that other living workers consume (elsewhere) are theirs.
+-- first (by a grace, doubling up to 15 min for those that are put off again and again; never for the Postgres broker, whose row is the
+-- message); the caller publishes after the commit. Rows in a broker that other living workers consume (elsewhere) are theirs.
 WITH due AS MATERIALIZED (
     SELECT id
     FROM switchyard.job
-    WHERE next_publish_at <= coalesce(%(now)s, clock_timestamp()) AND state IN ('scheduled', 'retrying', 'pending')
+    WHERE (state = 'pending' AND publish_count > 0 AND NOT suspect AND wait_reason IS NULL)::int = 0
+        AND next_publish_at <= coalesce(%(now)s, clock_timestamp()) AND state IN ('scheduled', 'retrying', 'pending')
         AND (state <> 'pending' OR broker = %(broker)s OR NOT (broker = ANY(%(elsewhere)s::text[])))
     ORDER BY next_publish_at
     LIMIT %(limit)s
@@ -16,10 +24,12 @@ WITH due AS MATERIALIZED (
 UPDATE switchyard.job AS j
 SET state = 'pending', broker = %(broker)s,
     next_publish_at = CASE
-        WHEN %(carries)s
-            THEN coalesce(%(now)s, clock_timestamp()) + make_interval(secs => least(%(grace)s * 2 ^ least(j.publish_count, 10), 900))
+        WHEN %(carries)s THEN coalesce(%(now)s, clock_timestamp()) + make_interval(secs => CASE
+            WHEN j.suspect OR j.wait_reason IS NOT NULL THEN least(%(grace)s * 2 ^ least(abs(j.publish_count), 10), 900)
+            ELSE %(grace)s
+        END)
     END,
-    publish_count = j.publish_count + 1
+    publish_count = abs(j.publish_count) + 1
 WHERE j.id = ANY(ARRAY(SELECT id FROM due))
 RETURNING j.id, j.queue, j.actor, j.priority;
 
@@ -27,12 +37,29 @@ RETURNING j.id, j.queue, j.actor, j.priority;
 -- When the relay has to wake up, in seconds from now; null when nothing waits.
 SELECT extract(epoch FROM min(next_publish_at) - clock_timestamp())::float8 AS seconds
 FROM switchyard.job
-WHERE next_publish_at IS NOT NULL;
+WHERE (state = 'pending' AND publish_count > 0 AND NOT suspect AND wait_reason IS NULL)::int = 0
+    AND next_publish_at IS NOT NULL;
+
+-- name: stale_due
+-- Sent rows whose time has come: due.
+UPDATE switchyard.job AS j
+SET next_publish_at = clock_timestamp(), publish_count = -abs(j.publish_count)
+FROM (
+    SELECT id
+    FROM switchyard.job
+    WHERE (state = 'pending' AND publish_count > 0 AND NOT suspect AND wait_reason IS NULL)::int = 1
+        AND next_publish_at <= coalesce(%(now)s, clock_timestamp()) AND broker = %(broker)s
+    ORDER BY next_publish_at
+    LIMIT %(limit)s
+    FOR UPDATE SKIP LOCKED
+) AS stale
+WHERE j.id = stale.id
+RETURNING j.id;
 
 -- name: make_due
 -- Triggers that did not reach the broker: the relay's turn, at once.
 UPDATE switchyard.job
-SET next_publish_at = clock_timestamp()
+SET next_publish_at = clock_timestamp(), publish_count = -abs(publish_count)
 WHERE id = ANY(%(ids)s::bigint[]) AND state = 'pending' AND next_publish_at IS NOT NULL;
 
 -- name: living_brokers
@@ -42,7 +69,7 @@ SELECT DISTINCT broker FROM switchyard.worker WHERE beat_at > clock_timestamp() 
 -- name: adopt_rows
 -- Pending rows of the Postgres broker that no living worker consumes: due, so that this process's relay publishes them elsewhere.
 UPDATE switchyard.job AS j
-SET next_publish_at = clock_timestamp()
+SET next_publish_at = clock_timestamp(), publish_count = -abs(j.publish_count)
 FROM (
     SELECT id
     FROM switchyard.job
@@ -55,13 +82,14 @@ WHERE j.id = stray.id
 RETURNING j.id;
 
 -- name: adopt_triggers
--- Pending rows whose trigger lies in a broker that no living worker consumes: due at once instead of at their next repair.
+-- Pending rows whose trigger lies in a broker that no living worker consumes: due at once.
 UPDATE switchyard.job AS j
-SET next_publish_at = clock_timestamp()
+SET next_publish_at = clock_timestamp(), publish_count = -abs(j.publish_count)
 FROM (
     SELECT id
     FROM switchyard.job
-    WHERE next_publish_at > clock_timestamp() AND state = 'pending' AND NOT (broker = ANY(%(living)s::text[]))
+    WHERE (state = 'pending' AND publish_count > 0 AND NOT suspect AND wait_reason IS NULL)::int = 1
+        AND next_publish_at IS NOT NULL AND NOT (broker = ANY(%(living)s::text[]))
     LIMIT %(limit)s
     FOR UPDATE SKIP LOCKED
 ) AS stray
@@ -241,6 +269,7 @@ settled AS MATERIALIZED (
 UPDATE switchyard.job AS j
 SET state = CASE WHEN s.known THEN 'pending' ELSE 'dead' END, wait_reason = NULL, wait_since = NULL,
     next_publish_at = CASE WHEN s.known AND j.next_publish_at IS NOT NULL THEN clock_timestamp() END,
+    publish_count = -abs(j.publish_count),
     finished_at = CASE WHEN NOT s.known THEN clock_timestamp() END,
     dead_reason = CASE WHEN NOT s.known THEN 'unknown_actor' END,
     error_type = CASE WHEN s.known THEN j.error_type ELSE 'ActorNotFound' END,

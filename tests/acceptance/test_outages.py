@@ -33,14 +33,11 @@ def carrier(request):
 
 
 @pytest.fixture
-def outage(carrier, settings, tmp_path, monkeypatch):
+def outage(carrier, settings, tmp_path):
     """A system on the private broker, and a way to start its workers."""
-    # What a killed broker forgot is repaired after this many seconds; 30 would be long for a test.
-    monkeypatch.setattr("runtime.publisher.PUBLISH_GRACE", 3.0)
-    system = System(
-        settings.model_copy(update={"broker": carrier.name, f"{carrier.name}_url": type(settings.redis_url)(carrier.url)}),
-        declare,
-    )
+    # What a killed broker forgot is repaired after a lease; 30 seconds would be long for a test.
+    changed = {"broker": carrier.name, f"{carrier.name}_url": type(settings.redis_url)(carrier.url), "lease": 3.0, "sweep": 0.5}
+    system = System(settings.model_copy(update=changed), declare)
     system.database.run(lambda connection: connection.execute(TABLE))
     workers = Workers(system.settings, tmp_path)
     yield system, workers

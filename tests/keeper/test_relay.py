@@ -46,7 +46,7 @@ def due(ledger, count):
 
 
 def run(ledger, publisher):
-    return relay(ledger, publisher, broker="redis", carries=True, elsewhere=[])
+    return relay(ledger, publisher, broker="redis", carries=True, grace=30.0, elsewhere=[])
 
 
 def test_everything_due_is_published_once(ledger):

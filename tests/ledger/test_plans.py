@@ -127,7 +127,7 @@ HOT: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
     "why_not_claimed": (lambda c: write.why_not_claimed(c, IDS), {"job_pkey"}),
     "release_unstarted": (lambda c: write.release_unstarted(c, [(id_, token()) for id_ in IDS]), set()),
     "extend_leases": (lambda c: write.extend_leases(c, [(id_, token(), 1.0) for id_ in IDS], 30.0), {"job_pkey"}),
-    "relay_due": (lambda c: write.relay_due(c, broker="redis", carries=True), {"job_due"}),
+    "relay_due": (lambda c: write.relay_due(c, broker="redis", carries=True, grace=30.0), {"job_due"}),
     "next_due": (write.next_due, {"job_due"}),
     "expired_workers": (write.expired_workers, {"job_lease"}),
     "rescue_worker": (lambda c: write.rescue_worker(c, "w1", alive=False, max_lost=3), {"job_lease"}),

@@ -13,7 +13,7 @@ NEVER = "2000-01-01T00:00:00Z"
 
 
 def relay(ledger, broker="redis", **fields):
-    return write.relay_due(ledger, broker=broker, **({"carries": broker != "postgres"} | fields))
+    return write.relay_due(ledger, broker=broker, **({"carries": broker != "postgres", "grace": 30.0} | fields))
 
 
 def seconds_to_next_look(ledger, id_):
@@ -59,8 +59,22 @@ def test_what_runs_or_has_ended_is_never_relayed(ledger, state):
     assert relay(ledger) == []
 
 
-def test_a_lost_trigger_is_published_again_after_growing_pauses(ledger):
+def test_what_was_sent_is_not_published_again_unasked(ledger):
+    sent, relayed = add(ledger, broker="redis", grace=30.0), add(ledger, broker="redis", grace=0.0)
+    assert [job.id for job in relay(ledger)] == [relayed]
+
+    make_due(ledger, sent)
+    make_due(ledger, relayed)
+
+    assert relay(ledger) == []
+    assert write.next_due(ledger) is None
+    write.make_due(ledger, [sent, relayed])
+    assert [job.id for job in relay(ledger)] == [sent, relayed]
+
+
+def test_a_suspect_is_published_with_growing_pauses_whatever_the_broker_holds(ledger):
     id_ = add(ledger, broker="redis", grace=0.0)
+    ledger.execute("UPDATE switchyard.job SET suspect = true WHERE id = %s", [id_])
     pauses = []
     for _ in range(8):
         make_due(ledger, id_)

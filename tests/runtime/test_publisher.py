@@ -6,11 +6,12 @@ import threading
 
 import pytest
 
-from ledger.write import PUBLISH_GRACE
 from runtime import publisher as module
 from runtime.publisher import Publisher
 from runtime.triggers import Outgoing, PublishFailed
 from tests.rig.waiting import wait_until
+
+GRACE = 30.0
 
 
 class Outlet:
@@ -59,7 +60,7 @@ def due():
 @pytest.fixture
 def publisher(outlet, due, monkeypatch):
     monkeypatch.setattr(module, "TIDY_IDLE", 0.02)
-    publisher = Publisher(outlet=lambda name: outlet, probe=outlet.probe, make_due=due.extend)
+    publisher = Publisher(outlet=lambda name: outlet, probe=outlet.probe, make_due=due.extend, grace=GRACE)
     yield publisher
     publisher.close(0.5)
 
@@ -74,7 +75,7 @@ def test_what_is_offered_is_published_in_order(publisher, outlet):
 
     wait_until(lambda: len(outlet.published) == 2_500)
     assert outlet.published == list(range(2_500))
-    assert publisher.grace("fake") == PUBLISH_GRACE
+    assert publisher.grace("fake") == GRACE
 
 
 def test_a_failure_opens_the_circuit_and_makes_the_rows_due(publisher, outlet, due):
@@ -90,7 +91,7 @@ def test_a_failure_opens_the_circuit_and_makes_the_rows_due(publisher, outlet, d
     wait_until(lambda: not publisher.is_open("fake"), message="it is tried again")
     publisher.offer("fake", triggers(4))
     wait_until(lambda: outlet.published == [4])
-    assert publisher.grace("fake") == PUBLISH_GRACE
+    assert publisher.grace("fake") == GRACE
     assert due == [1, 2]
 
 
@@ -130,8 +131,8 @@ def test_offers_from_many_threads_all_arrive(publisher, outlet):
 def test_nothing_runs_before_the_first_offer():
     before = threading.active_count()
 
-    publisher = Publisher(outlet=lambda name: Outlet(), probe=lambda name: None, make_due=lambda ids: None)
+    publisher = Publisher(outlet=lambda name: Outlet(), probe=lambda name: None, make_due=lambda ids: None, grace=GRACE)
 
-    assert publisher.grace("fake") == PUBLISH_GRACE
+    assert publisher.grace("fake") == GRACE
     assert threading.active_count() == before
     publisher.close()
