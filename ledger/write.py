@@ -23,6 +23,8 @@ from ledger.states import TERMINAL, State
 
 Conn = Connection[Any]
 
+#: How long a published trigger may take to be claimed before it is looked for, in seconds, where nobody says LEASE.
+PUBLISH_GRACE: Final = 30.0
 #: Rows per statement of a bulk insert.
 CHUNK: Final = 1_000
 
@@ -333,7 +335,7 @@ def relay_due(
     *,
     broker: str,
     carries: bool,
-    grace: float,
+    grace: float = PUBLISH_GRACE,
     elsewhere: Sequence[str] = (),
     limit: int = CHUNK,
     now: object = None,
@@ -342,7 +344,7 @@ def relay_due(
 
     Parameters:
         carries: whether the broker carries triggers; if not, the rows need no further look.
-        grace: seconds after which a trigger that was not claimed is looked for.
+        grace: seconds after which a trigger that was not claimed is looked for; LEASE.
         elsewhere: brokers that other living workers consume; pending rows there are left alone.
         now: a ``datetime`` instead of the database's clock, for tests.
     """

@@ -45,6 +45,7 @@ class Model:
     max_attempts: int
     state: State
     due: bool
+    sent: bool = False
     generation: int = 1
     attempt: int = 0
     failures: int = 0
@@ -134,7 +135,10 @@ class LedgerMachine(RuleBasedStateMachine):
         entry = write.enqueue(self.ledger, job)
         assert entry.created
         state = State.SCHEDULED if delay else State.PENDING
-        self.jobs[entry.id] = Model(job.message_id, broker, priority, attempts, state, bool(delay) or broker != "postgres")
+        carried = broker != "postgres"
+        self.jobs[entry.id] = Model(
+            job.message_id, broker, priority, attempts, state, bool(delay) or carried, carried and not delay
+        )
 
     @step(weight=1, count=st.integers(1, 4))
     def enqueue_many(self, _: st.DataObject | None, count: int) -> None:
@@ -162,7 +166,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def claimed(self, found: list[Any], worker: str, by: str, long: bool) -> None:
         for entry in found:
             model = self.jobs[entry.id]
-            model.state, model.token, model.worker, model.due = State.RUNNING, by, worker, False
+            model.state, model.token, model.worker, model.due, model.sent = State.RUNNING, by, worker, False, False
             model.attempt += 1
             model.started, model.long_lease = False, long
             assert (entry.generation, entry.attempt, entry.failures) == (model.generation, model.attempt, model.failures)
@@ -295,6 +299,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert write.replay(self.ledger, model.message_id) is (model.state in badly)
         if model.state in badly:
             model.state, model.due, model.suspect, model.worker, model.dead_reason = State.PENDING, True, False, None, None
+            model.sent = False
             model.generation += 1
             model.attempt = model.failures = model.lost = 0
 
@@ -304,7 +309,9 @@ class LedgerMachine(RuleBasedStateMachine):
         due = {
             id_
             for id_, job in self.jobs.items()
-            if job.due and (job.state is not State.PENDING or job.broker == broker or job.broker not in elsewhere)
+            if job.due
+            and not (job.sent and not job.suspect)
+            and (job.state is not State.PENDING or job.broker == broker or job.broker not in elsewhere)
         }
         run = partial(write.relay_due, self.ledger, broker=broker, carries=broker != "postgres", elsewhere=elsewhere, limit=limit)
         if crash:
@@ -316,7 +323,14 @@ class LedgerMachine(RuleBasedStateMachine):
         assert len(relayed) == min(limit, len(due))
         for id_ in relayed:
             model = self.jobs[id_]
-            model.state, model.broker, model.due = State.PENDING, broker, broker != "postgres"
+            model.state, model.broker, model.due, model.sent = State.PENDING, broker, broker != "postgres", broker != "postgres"
+
+    @step(weight=2, when=lambda self: self.jobs)
+    def lose_triggers(self, data: st.DataObject) -> None:
+        lost = self.some(data, {State.PENDING})
+        write.make_due(self.ledger, lost)
+        for id_ in lost:
+            self.jobs[id_].sent &= self.jobs[id_].state is not State.PENDING
 
     @step(weight=4, when=lambda self: any(job.state is State.RUNNING for job in self.jobs.values()), alive=RARELY, crash=RARELY)
     def rescue(self, data: st.DataObject, alive: bool, crash: bool) -> None:
