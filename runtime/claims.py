@@ -49,6 +49,7 @@ class Claim:
         "log_lines",
         "lost",
         "received",
+        "start_recorded",
         "started",
         "time_limit",
         "token",
@@ -60,6 +61,8 @@ class Claim:
         #: Monotonic times: when the claim arrived, when its body started, until when its lease can be trusted.
         self.received = monotonic()
         self.started: float | None = None
+        #: Whether the ledger knows that it started.
+        self.start_recorded = False
         self.deadline = requested + LEASE_MARGIN * lease
         #: How the execution ended, as the hooks noted it; it leaves the process through ack or nack alone.
         self.ending: Finish | None = None
@@ -184,6 +187,11 @@ class HeldClaims:
         horizon = monotonic() - older_than
         waited = [c for c in list(self.unstarted) if c.received <= horizon and self._taken(self.unstarted, c)]
         return waited + [claim for claim in list(self.distrusted) if self._taken(self.distrusted, claim)]
+
+    def distrust(self, claims: Iterable[Claim]) -> None:
+        """Withdrawn claims whose release failed: they may not start, and are withdrawn again."""
+        for claim in claims:
+            self.distrusted[claim] = None
 
     def withdraw_running(self) -> list[Claim]:
         """Take back what is running: the process is about to end, and nothing these threads do counts any more."""

@@ -93,19 +93,15 @@ class Heartbeat:
                 self._disconnect()
 
     def beat(self) -> None:
-        """One beat: the worker's row, the leases, and what follows from the answer."""
-        now = monotonic()
+        """One beat: the leases, the worker's row, and what follows from the answer."""
         connection = self._connected()
-        claims = [claim for claim in self._held.all() if not self._overdue(claim, now)]
-        if claims:
-            rows = [(claim.job.id, claim.token, None if claim.started is None else now - claim.started) for claim in claims]
-            ours = write.extend_leases(connection, rows, self._held.lease)
-            for claim in claims:
-                if claim.job.id in ours:
-                    claim.deadline = now + LEASE_MARGIN * self._held.lease
-                else:
-                    self._lose(claim)
-        # The leases come first: were the process seen alive while they are expired (it was paused), each job would be held guilty.
+        began = monotonic()
+        self._extend(connection, began)
+        # The leases come first: were the process seen alive while they are expired (it was paused), each job would be held guilty. So it
+        # is when it was paused right here, and its leases may have ended a second time.
+        while monotonic() - began > LEASE_MARGIN * self._held.lease:
+            began = monotonic()
+            self._extend(connection, began)
         self._worker.queues = self._queues()
         self._worker.actors = self._actors()
         self._worker.running = len(self._held.running)
@@ -113,10 +109,28 @@ class Heartbeat:
         write.beat(connection, self._worker)
         self._release_waiting(connection)
 
+    def _extend(self, connection: BoundedConnection, now: float) -> None:
+        claims = [claim for claim in self._held.all() if not self._overdue(claim, now)]
+        if claims:
+            rows = [(claim.job.id, claim.token, None if claim.started is None else now - claim.started) for claim in claims]
+            started = {id_ for id_, _, age in rows if age is not None}
+            ours = write.extend_leases(connection, rows, self._held.lease)
+            for claim in claims:
+                if claim.job.id in ours:
+                    claim.deadline = now + LEASE_MARGIN * self._held.lease
+                    claim.start_recorded = claim.start_recorded or claim.job.id in started
+                else:
+                    self._lose(claim)
+
     def _release_waiting(self, connection: BoundedConnection) -> None:
         waited = self._held.withdraw(older_than=self._held.lease / 3)
         if waited:
-            write.release_unstarted(connection, [(claim.job.id, claim.token) for claim in waited])
+            try:
+                write.release_unstarted(connection, [(claim.job.id, claim.token) for claim in waited])
+            except (psycopg.Error, LedgerUnavailable):
+                # Perhaps given back, perhaps not: they may not start, and the next beat tries again.
+                self._held.distrust(waited)
+                raise
             for claim in waited:
                 self._held.forget(claim)
             self._counters.add("released_unstarted", len(waited))
@@ -134,7 +148,10 @@ class Heartbeat:
     @staticmethod
     def _overdue(claim: Claim, now: float) -> bool:
         limit, started = claim.time_limit, claim.started
-        return limit is not None and started is not None and now > started + limit + TIME_LIMIT_GRACE
+        if limit is None or started is None or not claim.start_recorded:
+            # Its start is recorded first, or nobody would know that this job was running and hold it guilty.
+            return False
+        return now > started + limit + TIME_LIMIT_GRACE
 
     def _connected(self) -> BoundedConnection:
         if self._connection is None or self._connection.closed:

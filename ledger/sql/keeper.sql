@@ -118,14 +118,16 @@ GROUP BY j.worker;
 -- name: rescue_worker
 -- Take back the expired claims of one worker. Of a dead process all claims come back together, once the last lease has ended: if
 -- one of them is a suspect that had started, it is held guilty and alone gains a loss; if none is, all become suspects, to be run
--- one at a time. A guilty job waits longer with each loss. A living process lost hold of this very job: that is a loss at once. So it
--- is for a job that may not be lost twice (max_lost 1) and had started, whoever killed the process: it must not run again. It
--- clears nobody else.
+-- one at a time. The verdict may be wrong about a suspect that ran beside the real one, so what is known to have run with it becomes a
+-- suspect too: the two never meet in one process again. A guilty job waits longer with each loss. A living process that lets go of a job
+-- which had started lost hold of this very job: that is a loss at once. So it is for a job that may not be lost twice (max_lost 1) and
+-- had started, whoever killed the process: it must not run again. It clears nobody else. What had not started is nobody's fault: a
+-- claim, say, that was committed after its process had looked for it in vain.
 WITH expired AS MATERIALIZED (
     SELECT
         j.id, coalesce(j.max_lost, %(max_lost)s) AS max_lost,
-        (%(alive)s OR (j.suspect AND j.started_at IS NOT NULL)) AS culprit,
-        (%(alive)s OR ((j.suspect OR j.max_lost = 1) AND j.started_at IS NOT NULL)) AS guilty
+        (j.started_at IS NOT NULL AND (%(alive)s OR j.suspect)) AS culprit,
+        (j.started_at IS NOT NULL AND (%(alive)s OR j.suspect OR coalesce(j.max_lost = 1, false))) AS guilty
     FROM switchyard.job AS j
     WHERE j.worker = %(worker)s AND j.state = 'running' AND j.lease_until < coalesce(%(now)s, clock_timestamp())
         AND (
@@ -151,7 +153,12 @@ rescued AS (
             ELSE 'pending'
         END,
         lost = j.lost + CASE WHEN v.guilty THEN 1 ELSE 0 END,
-        suspect = CASE WHEN v.guilty AND j.lost + 1 >= v.max_lost THEN false WHEN v.found THEN v.guilty OR j.suspect ELSE true END,
+        suspect = CASE
+            WHEN v.guilty AND j.lost + 1 >= v.max_lost THEN false
+            WHEN %(alive)s THEN v.guilty OR j.suspect
+            WHEN v.found THEN v.guilty OR j.suspect OR j.started_at IS NOT NULL
+            ELSE true
+        END,
         -- last_token says what a holder committed itself; a claim taken back was not, and its late holder has to learn that.
         token = NULL, last_token = NULL, lease_until = NULL,
         finished_at = CASE WHEN v.guilty AND j.lost + 1 >= v.max_lost THEN clock_timestamp() END,

@@ -339,7 +339,7 @@ class LedgerMachine(RuleBasedStateMachine):
         expired = [(id_, job) for id_, job in held if not job.long_lease]
         if not alive and len(expired) < len(held):
             expired = []
-        guilty = {id_ for id_, job in expired if alive or (job.suspect and job.started)}
+        guilty = {id_ for id_, job in expired if job.started and (alive or job.suspect)}
         run = partial(write.rescue_worker, self.ledger, worker, alive=alive, max_lost=MAX_LOST)
         if crash:
             with self.ledger.transaction(force_rollback=True):
@@ -351,7 +351,8 @@ class LedgerMachine(RuleBasedStateMachine):
             model.lost += id_ in guilty
             dead = id_ in guilty and model.lost >= MAX_LOST
             state = State.DEAD if dead else State.SCHEDULED if id_ in guilty else State.PENDING
-            model.suspect = False if dead else True if not guilty else id_ in guilty or model.suspect
+            beside = not alive and (model.started or not guilty)
+            model.suspect = not dead and (id_ in guilty or model.suspect or beside)
             model.leave_running(state, "lost", due=not dead)
             model.last_token, model.dead_reason = None, "worker_lost" if dead else None
             assert (found[id_].state, found[id_].lost, found[id_].guilty) == (state, model.lost, id_ in guilty)

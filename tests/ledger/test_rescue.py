@@ -164,12 +164,38 @@ def test_the_guilty_wait_longer_each_time_and_are_dead_in_the_end(ledger):
 def test_what_a_living_process_gave_up_is_guilty_without_a_trial(ledger):
     write.beat(ledger, worker_row())
     given_up, held = add(ledger), add(ledger)
-    claim(ledger, given_up, held)
+    by = claim(ledger, given_up, held)
+    write.extend_leases(ledger, [(given_up, by, 1.0)], LEASE)
     age_lease(ledger, given_up)
 
     assert write.expired_workers(ledger) == [("w1", True)]
     assert [(job.id, job.state, job.lost) for job in rescue(ledger, alive=True)] == [(given_up, State.SCHEDULED, 1)]
     assert fetch(ledger, held, "state") == "running"
+
+
+def test_a_living_process_s_claim_that_never_started_is_nobody_s_fault(ledger):
+    """A claim that was committed after its process had looked for it in vain: the process knows nothing of it."""
+    write.beat(ledger, worker_row())
+    id_ = add(ledger)
+    claim(ledger, id_)
+    age_lease(ledger, id_)
+
+    assert [(job.id, job.state, job.lost) for job in rescue(ledger, alive=True)] == [(id_, State.PENDING, 0)]
+    assert (fetch(ledger, id_, "suspect"), fetch(ledger, id_, "error_type")) == (False, None)
+    assert write.next_due(ledger) <= 0
+
+
+def test_what_is_known_to_have_run_beside_the_guilty_one_becomes_a_suspect(ledger):
+    """The verdict may hit an innocent suspect while a job that nobody suspects yet is the killer: they do not meet a second time."""
+    innocent, killer, unstarted = add(ledger), add(ledger), add(ledger)
+    start_suspect(ledger, innocent)
+    by = claim(ledger, killer, unstarted)
+    write.extend_leases(ledger, [(killer, by, 1.0)], LEASE)
+    age_lease(ledger, innocent, killer, unstarted)
+
+    assert [(job.id, job.guilty) for job in rescue(ledger)] == [(innocent, True), (killer, False), (unstarted, False)]
+    assert [fetch(ledger, id_, "suspect") for id_ in (innocent, killer, unstarted)] == [True, True, False]
+    assert [fetch(ledger, id_, "lost") for id_ in (innocent, killer, unstarted)] == [1, 0, 0]
 
 
 def test_a_process_that_fell_silent_counts_as_dead(ledger):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from time import monotonic
 
+import psycopg
 import pytest
 
+from ledger import write
 from runtime.heartbeat import TIME_LIMIT_GRACE, Heartbeat
 from tests.ledger.factory import age_lease, worker_row
 
@@ -71,12 +73,76 @@ def test_a_body_that_hangs_past_its_limit_is_left_to_its_lease(desk, heartbeat):
     hanging, fine = desk.claim(2)
     hanging.time_limit = fine.time_limit = 10.0
     hanging.started = monotonic() - 10.0 - TIME_LIMIT_GRACE - 1
+    hanging.start_recorded = True
     age(desk, hanging, fine)
 
     heartbeat.beat()
 
     assert lease_left(desk, hanging) < 15
     assert lease_left(desk, fine) > 25
+
+
+def test_the_start_of_a_body_that_hangs_is_recorded_before_it_is_left_to_its_lease(desk, heartbeat):
+    (hanging,) = desk.claim(1)
+    hanging.time_limit = 0.001
+    hanging.started = monotonic() - TIME_LIMIT_GRACE - 1
+    age(desk, hanging)
+
+    heartbeat.beat()
+    assert desk.rows("SELECT started_at IS NOT NULL FROM switchyard.job") == [(True,)]
+    age(desk, hanging)
+    heartbeat.beat()
+
+    assert lease_left(desk, hanging) < 15
+
+
+def test_a_process_paused_within_its_beat_extends_its_leases_before_it_says_that_it_lives(desk, heartbeat, monkeypatch):
+    (claim,) = desk.claim(1)
+    extend, says_it_lives, order = write.extend_leases, write.beat, []
+
+    def extend_and_stop(connection, rows, lease):
+        order.append("extend")
+        ours = extend(connection, rows, lease)
+        if len(order) == 1:
+            age(desk, claim)
+            monkeypatch.setattr("runtime.heartbeat.monotonic", lambda: monotonic() + 60)
+        return ours
+
+    def beat(connection, row):
+        order.append("beat")
+        says_it_lives(connection, row)
+
+    monkeypatch.setattr(write, "extend_leases", extend_and_stop)
+    monkeypatch.setattr(write, "beat", beat)
+
+    heartbeat.beat()
+
+    assert order == ["extend", "extend", "beat"]
+    assert lease_left(desk, claim) > 25
+
+
+def test_a_release_that_failed_is_tried_again_and_keeps_the_place_for_no_suspect(desk, heartbeat, monkeypatch):
+    (old,) = desk.claim(1, start=False)
+    old.received -= 11.0
+    old.job = old.job._replace(suspect=True)
+    desk.held.accept([old])
+    release, calls = write.release_unstarted, []
+
+    def fails_once(connection, claims):
+        calls.append(claims)
+        if len(calls) == 1:
+            raise psycopg.OperationalError("the server went away")
+        return release(connection, claims)
+
+    monkeypatch.setattr(write, "release_unstarted", fails_once)
+    with pytest.raises(psycopg.OperationalError):
+        heartbeat.beat()
+    assert not desk.held.start(old)
+
+    heartbeat.beat()
+
+    assert desk.states() == ["pending"]
+    assert not desk.held.suspect_held
 
 
 def test_a_row_that_is_locked_for_a_moment_is_not_lost(desk, heartbeat):
