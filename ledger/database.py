@@ -232,7 +232,13 @@ class Database:
         return Pooled
 
     def _arguments(self, name: str) -> dict[str, Any]:
-        return {
+        arguments: dict[str, Any] = {}
+        if not self.pgbouncer:
+            # Guarded statements that waited for a row have to look at it again: above READ COMMITTED, which a role or a database may have
+            # as its default, they fail instead. PgBouncer takes no options; there the default has to be right.
+            given = psycopg.conninfo.conninfo_to_dict(self.url).get("options") or ""
+            arguments["options"] = f"{given} -c default_transaction_isolation=read\\ committed".strip()
+        return arguments | {
             "autocommit": True,
             "application_name": name,
             "connect_timeout": CONNECT_TIMEOUT,
