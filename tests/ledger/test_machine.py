@@ -50,6 +50,8 @@ class Model:
     attempt: int = 0
     failures: int = 0
     lost: int = 0
+    max_lost: int | None = None
+    max_age: float | None = None
     suspect: bool = False
     token: str | None = None
     last_token: str | None = None
@@ -127,17 +129,42 @@ class LedgerMachine(RuleBasedStateMachine):
         return data.draw(st.lists(st.sampled_from(pool), min_size=1, max_size=3, unique=True))
 
     @step(
-        weight=1, broker=BROKERS, priority=st.integers(0, 1), attempts=st.integers(1, 3), delay=st.sampled_from([0.0, 0.0, 60.0])
+        weight=1,
+        broker=BROKERS,
+        priority=st.integers(0, 1),
+        attempts=st.integers(1, 3),
+        delay=st.sampled_from([0.0, 0.0, 60.0]),
+        max_lost=st.sampled_from([None, 1, 3]),
+        max_age=st.sampled_from([None, None, 60_000.0]),
     )
-    def enqueue(self, _: st.DataObject, broker: str, priority: int, attempts: int, delay: float) -> None:
+    def enqueue(
+        self,
+        _: st.DataObject,
+        broker: str,
+        priority: int,
+        attempts: int,
+        delay: float,
+        max_lost: int | None,
+        max_age: float | None,
+    ) -> None:
         grace = None if broker == "postgres" else 30.0
-        job = new_job(broker=broker, priority=priority, max_attempts=attempts, delay=delay, grace=grace)
+        job = new_job(
+            broker=broker, priority=priority, max_attempts=attempts, delay=delay, grace=grace, max_lost=max_lost, max_age=max_age
+        )
         entry = write.enqueue(self.ledger, job)
         assert entry.created
         state = State.SCHEDULED if delay else State.PENDING
         carried = broker != "postgres"
         self.jobs[entry.id] = Model(
-            job.message_id, broker, priority, attempts, state, bool(delay) or carried, carried and not delay
+            job.message_id,
+            broker,
+            priority,
+            attempts,
+            state,
+            bool(delay) or carried,
+            carried and not delay,
+            max_lost=max_lost,
+            max_age=max_age,
         )
 
     @step(weight=1, count=st.integers(1, 4))
@@ -339,7 +366,8 @@ class LedgerMachine(RuleBasedStateMachine):
         expired = [(id_, job) for id_, job in held if not job.long_lease]
         if not alive and len(expired) < len(held):
             expired = []
-        guilty = {id_ for id_, job in expired if job.started and (alive or job.suspect)}
+        culprits = {id_ for id_, job in expired if job.started and (alive or job.suspect)}
+        guilty = culprits | {id_ for id_, job in expired if job.started and job.max_lost == 1}
         run = partial(write.rescue_worker, self.ledger, worker, alive=alive, max_lost=MAX_LOST)
         if crash:
             with self.ledger.transaction(force_rollback=True):
@@ -349,13 +377,24 @@ class LedgerMachine(RuleBasedStateMachine):
         assert set(found) == {id_ for id_, _ in expired}
         for id_, model in expired:
             model.lost += id_ in guilty
-            dead = id_ in guilty and model.lost >= MAX_LOST
+            dead = id_ in guilty and model.lost >= (model.max_lost or MAX_LOST)
             state = State.DEAD if dead else State.SCHEDULED if id_ in guilty else State.PENDING
-            beside = not alive and (model.started or not guilty)
+            beside = not alive and (model.started or not culprits)
             model.suspect = not dead and (id_ in guilty or model.suspect or beside)
             model.leave_running(state, "lost", due=not dead)
             model.last_token, model.dead_reason = None, "worker_lost" if dead else None
             assert (found[id_].state, found[id_].lost, found[id_].guilty) == (state, model.lost, id_ in guilty)
+
+    @step(weight=1, when=lambda self: any(job.max_age for job in self.jobs.values()), crash=RARELY)
+    def expire(self, _: st.DataObject, crash: bool) -> None:
+        waited = {id_ for id_, job in self.jobs.items() if job.max_age and job.state in WAITING}
+        with self.ledger.transaction(force_rollback=crash):
+            ended = self.ledger.execute(SQL["expire"], {"limit": 1_000, "now": self.later()}).fetchall()
+            assert {row[0] for row in ended} == waited
+        if not crash:
+            for id_ in waited:
+                model = self.jobs[id_]
+                model.state, model.due, model.suspect, model.dead_reason = State.DEAD, False, False, "expired"
 
     @invariant()
     def the_ledger_is_as_the_model_says(self) -> None:
@@ -394,7 +433,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def counters_stay_within_their_bounds(self) -> None:
         for job in self.jobs.values():
             assert job.failures <= job.max_attempts
-            assert job.lost <= MAX_LOST
+            assert job.lost <= (job.max_lost or MAX_LOST)
             assert job.failures + job.lost <= job.attempt
 
     @step(weight=2)
