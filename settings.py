@@ -56,6 +56,11 @@ _FORMS: Final = {
 #: A duration in seconds; in the environment also with a unit.
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(allow_inf_nan=False)]
 
+#: So long that nothing is ever removed.
+_LONGEST: Final = 100 * 366 * 86_400
+_RETAIN_FORM: Final = "write state:queue:name=duration or state:actor:name=duration by comma, such as completed:queue:exports=1d"
+_RETAIN_KEY: Final = re.compile(r"(completed|dead|cancelled):(queue|actor):[a-zA-Z_][a-zA-Z0-9._-]*")
+
 BrokerName = Annotated[
     Literal["postgres", "redis", "rabbitmq", "stub"],
     BeforeValidator(lambda value: value.strip().lower() if isinstance(value, str) else value),
@@ -102,6 +107,16 @@ class Settings(BaseSettings):
         default=3600.0, gt=0, description="seconds a job waits for a worker that knows its actor before it is dead"
     )
     max_lost: int = Field(default=3, ge=1, description="how many worker deaths a job may cause before it is dead")
+    retain_completed: Seconds = Field(
+        default=7 * 86_400.0, ge=1, le=_LONGEST, description="seconds a completed job is kept, its result with it"
+    )
+    retain_dead: Seconds = Field(default=90 * 86_400.0, ge=1, le=_LONGEST, description="seconds a dead letter is kept")
+    retain_cancelled: Seconds = Field(default=7 * 86_400.0, ge=1, le=_LONGEST, description="seconds a cancelled job is kept")
+    retain_overrides: Annotated[dict[str, Seconds], NoDecode] = Field(
+        default={},
+        description="other times for single queues and actors, by comma: completed:queue:exports=1d,dead:actor:send_email=365d; an actor "
+        "goes before its queue",
+    )
     max_payload_bytes: int = Field(
         default=65_536, ge=1_024, le=16_777_216, description="largest arguments of one job, in bytes of JSON"
     )
@@ -145,6 +160,21 @@ class Settings(BaseSettings):
             raise ValueError("write a URL that starts with " + " or ".join(f"{scheme}://" for scheme in allowed))
         return value
 
+    @field_validator("retain_overrides", mode="before")
+    @classmethod
+    def _split_overrides(cls, value: Any) -> Any:
+        return _retain_overrides(value) if isinstance(value, str) else value
+
+    @field_validator("retain_overrides")
+    @classmethod
+    def _known_overrides(cls, value: dict[str, float]) -> dict[str, float]:
+        for key, seconds in value.items():
+            if not _RETAIN_KEY.fullmatch(key):
+                raise ValueError(f"{key!r} names no jobs; {_RETAIN_FORM}")
+            if not 1 <= seconds <= _LONGEST:
+                raise ValueError(f"{key}={seconds:g} is out of range: 1 s to 100 years")
+        return value
+
     @field_validator("outbound_allow", mode="before")
     @classmethod
     def _split_pairs(cls, value: Any) -> Any:
@@ -166,6 +196,8 @@ def variables(settings: Settings) -> dict[str, str]:
             value = value.get_secret_value()
         if isinstance(value, tuple):
             value = ",".join(value)
+        if isinstance(value, dict):
+            value = ",".join(f"{key}={entry}" for key, entry in value.items())
         # An empty variable means the default, and also hides what an .env file says.
         found[name.upper()] = "" if value is None else str(value)
     return found
@@ -189,6 +221,22 @@ def load(**overrides: Any) -> Settings:
         return Settings(**overrides)
     except ValidationError as error:
         raise _readable(error) from None
+
+
+def _retain_overrides(text: str) -> dict[str, Any]:
+    """Read ``completed:queue:exports=1d,dead:actor:send_email=365d``. Raises: ValueError."""
+    found: dict[str, Any] = {}
+    for pair in filter(None, map(str.strip, text.split(","))):
+        key, equals, duration = (part.strip() for part in pair.partition("="))
+        if not (key and equals and duration):
+            raise ValueError(f"{pair!r} is no pair; {_RETAIN_FORM}")
+        if key in found:
+            raise ValueError(f"{key!r} stands there twice; {_RETAIN_FORM}")
+        try:
+            found[key] = _seconds(duration)
+        except ValueError as error:
+            raise ValueError(f"{pair}: {error}") from None
+    return found
 
 
 def _check_postgres_url(url: str) -> None:

@@ -4,6 +4,7 @@
     lost      finds the pending jobs whose trigger is gone
     rescue    takes back the jobs of workers that died
     expiry    ends what waited beyond its max_age
+    retention removes jobs that ended long ago
     unknown   notices jobs that no worker knows, and buries those that waited for too long
     strays    jobs in a broker that no living worker consumes any more
     workers   forgets processes that died without a word

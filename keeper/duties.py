@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from keeper import expiry, look, lost, rescue, strays, unknown, workers
+from keeper import expiry, look, lost, rescue, retention, strays, unknown, workers
 from keeper.duty import Duty
 from settings import Settings
 
@@ -31,6 +31,7 @@ DUTIES: Final = (
     Duty("lost", _sweep, lost.sweep),
     Duty("expiry", _sweep, expiry.sweep),
     Duty("unknown", _sweep, unknown.sweep),
+    Duty("retention", retention.period, retention.sweep),
     Duty("workers", _slowly, workers.sweep),
     Duty("adopt", _slowly, strays.sweep),
 )

@@ -9,6 +9,7 @@ SQL in ``ledger/sql``. Everything lives in a schema of its own, so that the ledg
     worker    one row per living worker process, kept fresh by its heartbeat
     route     which broker each queue's triggers go to
     epoch     which life of a broker the ledger's rows were published to
+    duty      what one keeper does for all: when its next turn is, and how far it got
     sample    depths and ages of the queues over time, for charts
 """
 
@@ -229,6 +230,15 @@ epoch = Table(
     Column("queue", Text, primary_key=True),
     Column("value", Text, nullable=False),
     Column("changed_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+)
+
+duty = Table(
+    "duty",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("due_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    # How far it got; what that means is the duty's own business.
+    Column("position", BigInteger, nullable=False, server_default=text("0")),
 )
 
 sample = Table(

@@ -37,8 +37,10 @@ def default_of(field: FieldInfo) -> str:
     value: Any = field.default
     if isinstance(value, SecretStr):
         return value.get_secret_value()
-    if value is None or value == ():
+    if value is None or value in ((), {}):
         return ""
+    if isinstance(value, float) and value >= 86_400 and value % 86_400 == 0:
+        return f"{value / 86_400:g}d"
     if isinstance(value, float):
         return f"{value:g}"
     return str(to_jsonable_python(value)).lower() if isinstance(value, bool) else str(value)

@@ -184,13 +184,47 @@ def test_every_url_that_postgres_reads_is_taken(url: str):
     assert load(database_url=url).database_url.get_secret_value() == url
 
 
+def test_retention_of_single_queues_and_actors_is_read_with_its_units(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RETAIN_OVERRIDES", " completed:queue:exports = 1d, dead:actor:send_email=90m ,")
+
+    assert load().retain_overrides == {"completed:queue:exports": 86_400.0, "dead:actor:send_email": 5_400.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("exports=1d", "'exports' names no jobs; write state:queue:name=duration"),
+        ("running:queue:exports=1d", "names no jobs"),
+        ("dead:tag:x=1d", "names no jobs"),
+        ("dead:queue:=1d", "names no jobs"),
+        ("dead:queue:exports", "is no pair"),
+        ("dead:queue:exports=soon", "write a duration such as 30s"),
+        ("dead:queue:exports=0", "out of range"),
+        ("dead:queue:exports=1d,dead:queue:exports=2d", "stands there twice"),
+    ],
+)
+def test_a_retention_that_names_nothing_is_refused(monkeypatch: pytest.MonkeyPatch, text: str, reason: str):
+    monkeypatch.setenv("RETAIN_OVERRIDES", text)
+
+    with pytest.raises(SettingsError, match=f"RETAIN_OVERRIDES: .*{reason}"):
+        load()
+
+
 def test_settings_are_frozen():
     with pytest.raises(ValidationError, match="frozen"):
         load().lease = 5
 
 
 def test_settings_survive_the_way_through_the_environment_of_another_process(monkeypatch: pytest.MonkeyPatch):
-    original = load(broker="redis", lease=2.5, sweep=0.5, pgbouncer=True, outbound_allow=("a:1", "b:2"), webhook_secret="key")
+    original = load(
+        broker="redis",
+        lease=2.5,
+        sweep=0.5,
+        pgbouncer=True,
+        outbound_allow=("a:1", "b:2"),
+        webhook_secret="key",
+        retain_overrides={"dead:actor:send_email": 86_400.0, "completed:queue:exports": 3_600.0},
+    )
     for name, value in variables(original).items():
         monkeypatch.setenv(name, value)
 

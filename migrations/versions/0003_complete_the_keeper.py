@@ -54,6 +54,27 @@ def upgrade() -> None:
         schema="switchyard",
     )
     op.create_table(
+        "duty",
+        sa.Column("name", sa.Text, primary_key=True),
+        sa.Column("due_at", sa.DateTime(timezone=True), nullable=False, server_default=NOW),
+        sa.Column("position", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+        schema="switchyard",
+    )
+    op.execute(
+        """
+        CREATE FUNCTION switchyard.refuse_removal() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            RAISE EXCEPTION 'job % is %: only a job that has ended may be removed', OLD.id, OLD.state
+                USING ERRCODE = 'check_violation', CONSTRAINT = 'job_legal_removal';
+        END $$
+        """
+    )
+    # The condition stands in the WHEN clause, so a legal removal never calls a function.
+    op.execute(
+        "CREATE TRIGGER job_legal_removal BEFORE DELETE ON switchyard.job FOR EACH ROW"
+        " WHEN (OLD.state NOT IN ('completed', 'dead', 'cancelled')) EXECUTE FUNCTION switchyard.refuse_removal()"
+    )
+    op.create_table(
         "sample",
         sa.Column("at", sa.DateTime(timezone=True), primary_key=True),
         sa.Column("queue", sa.Text, primary_key=True),
@@ -67,7 +88,9 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for table in ("sample", "epoch", "route"):
+    op.execute("DROP TRIGGER job_legal_removal ON switchyard.job")
+    op.execute("DROP FUNCTION switchyard.refuse_removal()")
+    for table in ("sample", "duty", "epoch", "route"):
         op.drop_table(table, schema="switchyard")
     op.drop_index("job_expiry", table_name="job", schema="switchyard")
     for table, column in (

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from ledger.database import BoundedConnection, Database
+from tests.ledger.factory import clear
 from tests.rig.postgres import Databases
 
 #: LEDGER_EXAMPLES=2000 LEDGER_STEPS=50 for a long run with fresh seeds; the suite repeats the same short one.
@@ -46,6 +47,6 @@ def connect(ledger_url: str) -> Iterator[Callable[[], BoundedConnection]]:
 def ledger(connect: Callable[[], BoundedConnection]) -> BoundedConnection:
     """A connection to an empty ledger."""
     connection = connect()
-    connection.execute("DELETE FROM switchyard.job")
+    clear(connection)
     connection.execute("DELETE FROM switchyard.worker")
     return connection

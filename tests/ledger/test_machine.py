@@ -23,7 +23,7 @@ from ledger.database import Database
 from ledger.records import Finish
 from ledger.sql import SQL
 from ledger.states import TERMINAL, WAITING, State, is_legal
-from tests.ledger.factory import completed, failed, new_job, released, token
+from tests.ledger.factory import clear, completed, failed, new_job, released, token
 
 MAX_LOST = 2
 LONG = 300 * 365 * 86_400.0
@@ -94,7 +94,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.ledger = self.database.dedicated("machine")
-        self.ledger.execute("DELETE FROM switchyard.job")
+        clear(self.ledger)
         self.jobs: dict[int, Model] = {}
         #: Every claim ever made, the lost ones too: zombies write with these.
         self.claims: list[tuple[int, str]] = []

@@ -15,10 +15,12 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from keeper.retention import prune
 from ledger import read, write
 from ledger.database import Database
 from ledger.sql import SQL
 from ledger.states import State
+from settings import Settings
 from tests.ledger.factory import completed, failed, new_job, token
 from tests.rig.postgres import Databases
 
@@ -133,6 +135,7 @@ HOT: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
     "rescue_worker": (lambda c: write.rescue_worker(c, "w1", alive=False, max_lost=3), {"job_lease"}),
     "cancel_waiting": (lambda c: write.cancel_waiting(c, token()), {"job_message_id_key"}),
     "replay": (lambda c: write.replay(c, token()), {"job_message_id_key"}),
+    "prune": (lambda c: prune(c, Settings()), {"job_pkey"}),
     "look": (lambda c: c.execute(SQL["look"]), {"job_lease", "job_expiry", "job_unknown_actor"}),
     "settle_unknown": (
         lambda c: c.execute(SQL["settle_unknown"], {"now": None, "after": 60.0}),

@@ -146,6 +146,19 @@ def test_a_jobs_history_and_log_go_with_it(ledger):
     assert ledger.execute("SELECT count(*) FROM switchyard.job_log").fetchone()[0] == 0
 
 
+@pytest.mark.parametrize("state", State)
+def test_only_a_job_that_has_ended_can_be_removed(ledger, state):
+    id_ = add_in(ledger, state)
+
+    if state in TERMINAL:
+        ledger.execute("DELETE FROM switchyard.job WHERE id = %s", [id_])
+        return
+
+    with pytest.raises(psycopg.errors.CheckViolation, match=f"job {id_} is {state}") as refused:
+        ledger.execute("DELETE FROM switchyard.job WHERE id = %s", [id_])
+    assert refused.value.diag.constraint_name == "job_legal_removal"
+
+
 def test_two_rows_cannot_have_one_message_id(ledger):
     first, second = add(ledger), add(ledger)
     claim(ledger, first)
