@@ -27,7 +27,7 @@ from tests.rig.waiting import wait_until
 
 __all__ = ["switchyard"]
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(300)
 
 #: Seconds for a whole demo on a busy machine.
 LONG = 120.0

@@ -23,9 +23,9 @@ from tests.rig.workers import Workers
 WORKER = "tests.acceptance.worker"
 
 
-@pytest.fixture(params=["redis", "rabbitmq"])
+@pytest.fixture(scope="module", params=["redis", "rabbitmq"])
 def carrier(request):
-    """A private broker that this test may stop."""
+    """A private broker that the tests of this module may stop, and start again."""
     server = {"redis": PrivateRedis, "rabbitmq": PrivateRabbit}[request.param]()
     server.start()
     yield server
@@ -69,10 +69,11 @@ def test_sends_go_on_without_their_broker_and_are_published_when_it_is_back(carr
     longest = sends(system, 30)
     switchyard.enqueue_many([system.jobs.quick.message(n) for n in range(30)])
 
-    assert longest < 0.3
+    # A connection's time-out would be several seconds.
+    assert longest < 2
     assert count(system, "pending") == 61
     workers(WORKER)
-    wait_until(lambda: "cannot fetch" in workers.logs() or "is down" in workers.logs(), 30, "the worker misses the broker")
+    wait_until(lambda: "cannot fetch" in workers.logs() or "is down" in workers.logs(), 60, "the worker misses the broker")
     carrier.start()
     wait_until(lambda: count(system, "completed") == 61, 60, lambda: f"all are run: {count(system, 'completed')}")
     assert system.rows("SELECT DISTINCT attempt FROM switchyard.job") == [(1,)]
@@ -83,7 +84,7 @@ def test_a_broker_that_is_frozen_delays_no_send(carrier, outage):
     system.jobs.quick.send(0)
     carrier.freeze()
     try:
-        assert sends(system, 30) < 0.3
+        assert sends(system, 30) < 2
     finally:
         carrier.thaw()
     assert count(system, "pending") == 31
@@ -102,7 +103,7 @@ def test_a_broker_killed_while_jobs_flow_loses_none(carrier, outage):
 
     sender = threading.Thread(target=flow)
     sender.start()
-    assert flowing.wait(30)
+    assert flowing.wait(60)
     carrier.kill()
     wait_until(lambda: not sender.is_alive(), 60, "the sender has sent all")
     sender.join()
@@ -134,9 +135,9 @@ def test_results_are_held_while_postgres_is_away_and_nothing_runs_twice(ledger_s
         go = tmp_path / "go"
         worker = workers(WORKER)
         held = [system.jobs.wait_for_file.send(str(go)) for _ in range(2)]
-        wait_until(lambda: system.rows("SELECT count(*) FROM effect") == [(2,)], 30, "two run")
+        wait_until(lambda: system.rows("SELECT count(*) FROM effect") == [(2,)], 60, "two run")
         switchyard.enqueue_many([system.jobs.brief.message(0.01) for _ in range(300)])
-        wait_until(lambda: count(system, "completed") > 50, 30, "the others flow")
+        wait_until(lambda: count(system, "completed") > 50, 60, "the others flow")
 
         ledger_server.stop()
         # Away for longer than the lease: after it every lease looks expired at once.

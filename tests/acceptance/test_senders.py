@@ -22,7 +22,7 @@ def run(system, script):
     environment = base_environment() | variables(system.settings) | {"PYTHONPATH": str(ROOT)}
     source = "import switchyard\nfrom tests.acceptance.worker import actors\n" + script
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", source], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "error", "-c", source], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
 
@@ -71,7 +71,7 @@ for n in range(20):
     assert states(system) == {"pending": 120}
     assert in_broker(system) == 120
     worker_process(WORKER)
-    wait_until(lambda: states(system) == {"completed": 120}, 30, lambda: f"all run: {states(system)}")
+    wait_until(lambda: states(system) == {"completed": 120}, 60, lambda: f"all run: {states(system)}")
 
 
 def test_threads_send_side_by_side(system, broker_name):

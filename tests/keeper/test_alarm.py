@@ -43,7 +43,7 @@ def test_it_waits_for_as_long_as_it_is_told(alarm):
     rung, seconds = waited(alarm, 0.1)
 
     assert not rung
-    assert 0.1 <= seconds < 1
+    assert 0.1 <= seconds < 10
 
 
 def test_its_own_process_ends_the_wait(alarm, connection):
@@ -53,14 +53,14 @@ def test_its_own_process_ends_the_wait(alarm, connection):
     rung, seconds = waited(alarm, 30, connection)
 
     assert not rung
-    assert seconds < 10
+    assert seconds < 25
 
 
 def test_set_before_the_wait_counts_and_counts_once(alarm):
     alarm.set()
     alarm.set()
 
-    assert waited(alarm, 30)[1] < 10
+    assert waited(alarm, 30)[1] < 25
     assert waited(alarm, 0.1)[1] >= 0.1
 
 
@@ -92,7 +92,7 @@ def test_who_comes_too_late_listens_less_often_and_who_finds_something_is_quick_
         assert alarm.take()
         pauses.append(seconds)
     assert pauses[4] >= HUSH_MIN * 2**5 * 0.5 > HUSH_MIN
-    assert pauses[4] < HUSH_MAX + 5
+    assert pauses[4] < HUSH_MAX + 20
 
     alarm.hush(in_vain=False)
     assert alarm._hush == HUSH_MIN

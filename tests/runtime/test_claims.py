@@ -102,7 +102,7 @@ def test_who_waits_for_room_is_woken_when_a_job_ends():
     waiter.start()
 
     claims.finish(running)
-    waiter.join(5)
+    waiter.join(30)
 
     assert rooms
     assert rooms[0] >= 1

