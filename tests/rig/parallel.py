@@ -3,7 +3,8 @@
 A unit is a folder of tests; the conformance suite is one unit per broker. A unit's tests run in one process and in their order,
 so that what they share is made once and a failure that depends on the order comes back; a process that has nothing left takes the
 next unit. Units come in the order of their names, which puts the longest first: ``tests/acceptance`` mostly waits, for real
-processes, and what computes runs beside it. Every process has servers of its own.
+processes, and what computes runs beside it. Every process has servers of its own. A process that crashes is a failure of the test
+it was at, and another takes its place.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pytest
 if TYPE_CHECKING:
     from xdist.remote import Producer
     from xdist.scheduler import LoadScopeScheduling
+    from xdist.workermanage import WorkerController
 
 _FOLDER = re.compile(r"tests/(\w+)/")
 _BROKER = re.compile(r"\[(?:.*-)?(postgres|redis|rabbitmq)\b")
@@ -39,6 +41,19 @@ def by_units(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
 
         def _split_scope(self, nodeid: str) -> str:
             return unit_of(nodeid)
+
+        def remove_node(self, node: WorkerController) -> str | None:
+            """Give the rest of a crashed process's tests to others; returns the test it crashed in, which is not tried again."""
+            units = self.assigned_work[node]
+            crashed = next((test for tests in units.values() for test, done in tests.items() if not done), None)
+            for unit, tests in list(units.items()):
+                if crashed in tests:
+                    tests[crashed] = True
+                # A process that is handed a unit with nothing left in it would wait for ever.
+                if all(tests.values()):
+                    del units[unit]
+            super().remove_node(node)
+            return crashed
 
     # In the order of their first tests, not of their size.
     config.option.loadscopereorder = False
