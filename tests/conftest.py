@@ -7,6 +7,7 @@ servers, and no ``.env`` file is read.
 
 from __future__ import annotations
 
+import faulthandler
 import itertools
 import os
 import uuid
@@ -80,12 +81,33 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_services] = Services()
     config.stash[_elsewhere] = []
     config.stash[_prepared] = set()
+    # Itself, before a test's output is captured.
+    config.stash[_stderr] = os.dup(2)
 
 
 _services = pytest.StashKey[Services]()
 #: Where the servers of other processes came from, one line each.
 _elsewhere = pytest.StashKey[list[str]]()
 _prepared = pytest.StashKey[set[str]]()
+_stderr = pytest.StashKey[int]()
+
+
+def _watch(item: pytest.Item, seconds: float) -> None:
+    """End this process, with all stacks, unless it gets on in time: for what no signal ends, since C code keeps the interpreter."""
+    faulthandler.dump_traceback_later(seconds, exit=True, file=item.config.stash[_stderr])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Generator[None, object, object]:
+    """Have a test watched beyond its time limit."""
+    _watch(item, settings.timeout + 60)
+    return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Have the fixtures' ends watched too: a test that has failed is under no time limit any more."""
+    _watch(item, 300)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -94,14 +116,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
     return by_units(config, log)
 
 
-def pytest_runtest_protocol(item: pytest.Item) -> None:
-    """Before a unit's first test: start the servers that its tests ask for."""
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Before a unit's first test: start the servers that its tests ask for. After each: watch no more."""
     config, unit = item.config, unit_of(item.nodeid)
-    if unit in config.stash[_prepared]:
-        return
-    config.stash[_prepared].add(unit)
-    for name in {name for other in item.session.items if unit_of(other.nodeid) == unit for name in _wanted(other)}:
-        config.stash[_services].start(name)
+    if unit not in config.stash[_prepared]:
+        config.stash[_prepared].add(unit)
+        for name in {name for other in item.session.items if unit_of(other.nodeid) == unit for name in _wanted(other)}:
+            config.stash[_services].start(name)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.hookimpl(trylast=True)

@@ -65,6 +65,24 @@ def test_a_folder_runs_in_one_process_and_each_broker_of_the_conformance_suite_i
     assert unit_of(test) == unit
 
 
+def test_a_process_that_crashes_is_one_failure_and_the_rest_of_its_tests_run(tmp_path: Path):
+    hook = "def pytest_xdist_make_scheduler(config, log):\n    return by_units(config, log)\n"
+    (tmp_path / "conftest.py").write_text(f"from tests.rig.parallel import by_units\n{hook}")
+    (tmp_path / "pytest.ini").touch()
+    fine, crash = "def test_{0}(): assert True\n", "def test_crash():\n    import os\n    os._exit(7)\n"
+    for unit, text in (("a", fine.format("a")), ("b", fine.format("before") + crash + fine.format("after"))):
+        (tmp_path / "tests" / unit).mkdir(parents=True)
+        (tmp_path / "tests" / unit / f"test_{unit}.py").write_text(text)
+
+    command = [sys.executable, "-m", "pytest", "-n", "1", "--max-worker-restart", "5", "-p", "no:cacheprovider"]
+    environment = base_environment() | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=150)
+
+    assert run.returncode == 1
+    assert "FAILED tests/b/test_b.py::test_crash - worker 'gw0' crashed while running" in run.stdout
+    assert "1 failed, 3 passed" in run.stdout.splitlines()[-1]
+
+
 def test_processes_that_share_a_run_take_different_ports(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", "2")
     taken = []
