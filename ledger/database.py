@@ -55,6 +55,11 @@ class BoundedConnection(Connection[tuple[Any, ...]]):
     replan = False
     _replan_at = 0.0
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        #: Names of the statements that ``ledger.prepared`` has prepared on it.
+        self.prepared: set[bytes] = set()
+
     def execute(
         self, query: Any, params: Params | None = None, *, prepare: bool | None = None, binary: bool = False
     ) -> Cursor[tuple[Any, ...]]:

@@ -16,6 +16,7 @@ SQL in ``ledger/sql``. Everything lives in a schema of its own, so that the ledg
 from __future__ import annotations
 
 from sqlalchemy import (
+    DDL,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -30,11 +31,12 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
+    event,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSON, JSONB
 
-from ledger.states import State
+from ledger.sql import SQL
 
 SCHEMA = "switchyard"
 
@@ -43,7 +45,6 @@ metadata = MetaData(
     naming_convention={"ix": "%(table_name)s_%(column_0_N_name)s", "ck": "%(table_name)s_%(constraint_name)s"},
 )
 
-_STATES = ", ".join(f"'{state}'" for state in State)
 _NOW = text("clock_timestamp()")
 # Whether a row that the relay has to look at is due (0) or sent (1). Statements say it in the same words, or the index does not serve them.
 _KIND = "((state = 'pending' AND publish_count > 0 AND NOT suspect AND wait_reason IS NULL)::int)"
@@ -109,28 +110,12 @@ job = Table(
     Column("max_age", Float),
     # When that is.
     Column("expires_at", DateTime(timezone=True)),
-    CheckConstraint(f"state IN ({_STATES})", name="state_known"),
+    # The rules are in ledger/sql/rules.sql, each with a name of its own.
     CheckConstraint(
-        "(state = 'running') = (token IS NOT NULL AND lease_until IS NOT NULL)"
-        " AND (state = 'running' OR (token IS NULL AND lease_until IS NULL))",
-        name="running_is_claimed",
+        "switchyard.job_is_sound(state, token, lease_until, finished_at, dead_reason, result, next_publish_at, broker, wait_reason,"
+        " attempt, failures, lost, generation, max_attempts, max_lost, progress)",
+        name="sound",
     ),
-    CheckConstraint("(state IN ('completed', 'dead', 'cancelled')) = (finished_at IS NOT NULL)", name="terminal_is_finished"),
-    CheckConstraint("(state = 'dead') = (dead_reason IS NOT NULL)", name="dead_has_reason"),
-    CheckConstraint(
-        "state NOT IN ('running', 'completed', 'dead', 'cancelled') OR next_publish_at IS NULL", name="only_waiting_is_due"
-    ),
-    CheckConstraint(
-        "state NOT IN ('scheduled', 'retrying', 'pending') OR next_publish_at IS NOT NULL"
-        " OR (state = 'pending' AND broker = 'postgres') OR wait_reason IS NOT NULL",
-        name="waiting_is_reachable",
-    ),
-    CheckConstraint("result IS NULL OR state = 'completed'", name="result_is_completed"),
-    CheckConstraint(
-        "attempt >= 0 AND failures >= 0 AND lost >= 0 AND generation >= 1 AND (max_attempts IS NULL OR max_attempts >= 1)",
-        name="counters_sane",
-    ),
-    CheckConstraint("progress IS NULL OR progress BETWEEN 0 AND 100", name="progress_is_percent"),
     # The relay's: what is due, by time (0), and what was sent, by the time at which its trigger is looked for (1); see keeper.sql.
     Index("job_due", text(_KIND), "next_publish_at", postgresql_where=text("next_publish_at IS NOT NULL")),
     # The rescue's, and the list of what runs.
@@ -157,6 +142,9 @@ job = Table(
     # Every update moves the row to a new version on the same page if there is room; the table is small and hot.
     postgresql_with={"fillfactor": "70", "autovacuum_vacuum_scale_factor": "0.02", "autovacuum_analyze_scale_factor": "0.05"},
 )
+
+# The CHECK needs its function first.
+event.listen(job, "before_create", DDL(SQL["job_is_sound"]))  # type: ignore[no-untyped-call]
 
 attempt = Table(
     "attempt",

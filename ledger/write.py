@@ -14,9 +14,12 @@ from typing import Any, Final
 from uuid import UUID
 
 from psycopg import Connection
+from psycopg.errors import UniqueViolation
 
 from errors import JobExists
 from ledger.arrays import plain, texts
+from ledger.database import BoundedConnection
+from ledger.prepared import Prepared
 from ledger.records import ClaimedJob, DueJob, Enqueued, Finish, NewJob, Rescued, WorkerRow
 from ledger.sql import SQL
 from ledger.states import TERMINAL, State
@@ -31,34 +34,42 @@ CHUNK: Final = 1_000
 _by_id = attrgetter("id")
 
 
-def enqueue(connection: Conn, job: NewJob) -> Enqueued:
-    """Write one job, or recognise that this very send wrote it before.
+_ENQUEUE: Final = Prepared("switchyard_enqueue", SQL["enqueue"])
+
+
+def enqueue(connection: BoundedConnection, job: NewJob) -> Enqueued:
+    """Write one job on a connection that commits by itself, or recognise that this very send wrote it before.
+
+    Within a transaction it is ``enqueue_many`` that leaves the caller able to go on when an id is taken.
 
     Raises:
         JobExists: another job, or one that has ended, has this message id.
     """
-    row = connection.execute(
-        SQL["enqueue"],
-        {
-            "message_id": job.message_id,
-            "queue": job.queue,
-            "actor": job.actor,
-            "priority": job.priority,
-            "payload": job.payload,
-            "options": job.options,
-            "max_attempts": job.max_attempts,
-            "max_lost": job.max_lost,
-            "parent_id": job.parent_id,
-            "tags": job.tags,
-            "broker": job.broker,
-            "delay": job.delay,
-            "grace": job.grace,
-            "max_age": job.max_age,
-        },
-    ).fetchone()
-    if row is not None:
-        return Enqueued(row[0], job.message_id, True)
-    return _recognise(connection, [job])[0]
+    try:
+        id_ = _ENQUEUE.run(
+            connection,
+            {
+                "message_id": job.message_id,
+                "queue": job.queue,
+                "actor": job.actor,
+                "priority": str(job.priority),
+                "payload": job.payload,
+                "options": job.options,
+                "max_attempts": None if job.max_attempts is None else str(job.max_attempts),
+                "max_lost": None if job.max_lost is None else str(job.max_lost),
+                "parent_id": job.parent_id,
+                "tags": None if job.tags is None else texts(job.tags),
+                "broker": job.broker,
+                "delay": str(job.delay),
+                "grace": None if job.grace is None else str(job.grace),
+                "max_age": None if job.max_age is None else str(job.max_age),
+            },
+        )
+    except UniqueViolation as error:
+        if error.diag.constraint_name != "job_message_id_key":
+            raise
+        return _recognise(connection, [job])[0]
+    return Enqueued(int(id_ or 0), job.message_id, True)
 
 
 def enqueue_many(connection: Conn, jobs: Sequence[NewJob]) -> list[Enqueued]:

@@ -48,11 +48,7 @@ class Enlistment:
         if self._ledger is not None:
             self._ledger.check(self._borrowed)
         # It has what the write path uses of a connection: execute and transaction.
-        connection = cast("write.Conn", self._borrowed)
-        if len(jobs) == 1:
-            write.enqueue(connection, jobs[0])
-        else:
-            write.enqueue_many(connection, jobs)
+        write.enqueue_many(cast("write.Conn", self._borrowed), jobs)
         # With every send: a savepoint that is rolled back takes its notification along, so an earlier one proves nothing.
         for channel, payload in rings:
             self._borrowed.execute(SQL["ring_at_commit"], {"channel": channel, "payload": payload})

@@ -31,8 +31,53 @@ ILLEGAL_STEP = """
         WHEN OLD.state IN ('dead', 'cancelled') AND NEW.state = 'pending' THEN 1 ELSE 0 END)
 """
 
+# Rules as of this migration; ledger/sql/rules.sql has the living ones, and a test compares the two.
+RULES = """
+CREATE OR REPLACE FUNCTION switchyard.job_is_sound(
+    state text, token uuid, lease_until timestamptz, finished_at timestamptz, dead_reason text, result json,
+    next_publish_at timestamptz, broker text, wait_reason text,
+    attempt integer, failures integer, lost integer, generation integer, max_attempts integer, max_lost integer,
+    progress double precision
+) RETURNS boolean LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+DECLARE
+    broken CONSTANT text := CASE
+        WHEN state NOT IN ('scheduled', 'pending', 'running', 'retrying', 'completed', 'dead', 'cancelled')
+            THEN 'job_state_known'
+        WHEN (state = 'running') <> (token IS NOT NULL) OR (state = 'running') <> (lease_until IS NOT NULL)
+            THEN 'job_running_is_claimed'
+        WHEN (state IN ('completed', 'dead', 'cancelled')) <> (finished_at IS NOT NULL)
+            THEN 'job_terminal_is_finished'
+        WHEN (state = 'dead') <> (dead_reason IS NOT NULL)
+            THEN 'job_dead_has_reason'
+        WHEN next_publish_at IS NOT NULL AND state IN ('running', 'completed', 'dead', 'cancelled')
+            THEN 'job_only_waiting_is_due'
+        WHEN next_publish_at IS NULL AND wait_reason IS NULL AND state IN ('scheduled', 'retrying', 'pending')
+            AND NOT (state = 'pending' AND broker = 'postgres')
+            THEN 'job_waiting_is_reachable'
+        WHEN result IS NOT NULL AND state <> 'completed'
+            THEN 'job_result_is_completed'
+        WHEN attempt < 0 OR failures < 0 OR lost < 0 OR generation < 1 OR max_attempts < 1 OR max_lost < 1
+            THEN 'job_counters_sane'
+        WHEN progress NOT BETWEEN 0 AND 100
+            THEN 'job_progress_is_percent'
+    END;
+BEGIN
+    IF broken IS NULL THEN
+        RETURN true;
+    END IF;
+    RAISE EXCEPTION USING
+        MESSAGE = 'a job in state ' || state || ' cannot look like this: it breaks the rule ' || broken,
+        ERRCODE = 'check_violation', SCHEMA = 'switchyard', TABLE = 'job', CONSTRAINT = broken;
+END $$
+"""
+SOUND = """switchyard.job_is_sound(
+    state, token, lease_until, finished_at, dead_reason, result, next_publish_at, broker, wait_reason,
+    attempt, failures, lost, generation, max_attempts, max_lost, progress
+)"""
+
 
 def upgrade() -> None:
+    op.execute(RULES)
     op.create_table(
         "job",
         sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
@@ -70,35 +115,9 @@ def upgrade() -> None:
         sa.Column("error_type", sa.Text),
         sa.Column("error", sa.Text),
         sa.Column("dead_reason", sa.Text),
+        sa.Column("max_lost", sa.Integer),
         sa.UniqueConstraint("message_id", name="job_message_id_key"),
-        sa.CheckConstraint(
-            "state IN ('scheduled', 'pending', 'running', 'retrying', 'completed', 'dead', 'cancelled')",
-            name=op.f("job_state_known"),
-        ),
-        sa.CheckConstraint(
-            "(state = 'running') = (token IS NOT NULL AND lease_until IS NOT NULL)"
-            " AND (state = 'running' OR (token IS NULL AND lease_until IS NULL))",
-            name=op.f("job_running_is_claimed"),
-        ),
-        sa.CheckConstraint(
-            "(state IN ('completed', 'dead', 'cancelled')) = (finished_at IS NOT NULL)", name=op.f("job_terminal_is_finished")
-        ),
-        sa.CheckConstraint("(state = 'dead') = (dead_reason IS NOT NULL)", name=op.f("job_dead_has_reason")),
-        sa.CheckConstraint(
-            "state NOT IN ('running', 'completed', 'dead', 'cancelled') OR next_publish_at IS NULL",
-            name=op.f("job_only_waiting_is_due"),
-        ),
-        sa.CheckConstraint(
-            "state NOT IN ('scheduled', 'retrying', 'pending') OR next_publish_at IS NOT NULL"
-            " OR (state = 'pending' AND broker = 'postgres') OR wait_reason IS NOT NULL",
-            name=op.f("job_waiting_is_reachable"),
-        ),
-        sa.CheckConstraint("result IS NULL OR state = 'completed'", name=op.f("job_result_is_completed")),
-        sa.CheckConstraint(
-            "attempt >= 0 AND failures >= 0 AND lost >= 0 AND generation >= 1 AND (max_attempts IS NULL OR max_attempts >= 1)",
-            name=op.f("job_counters_sane"),
-        ),
-        sa.CheckConstraint("progress IS NULL OR progress BETWEEN 0 AND 100", name=op.f("job_progress_is_percent")),
+        sa.CheckConstraint(SOUND, name=op.f("job_sound")),
         schema="switchyard",
         postgresql_with={"fillfactor": "70", "autovacuum_vacuum_scale_factor": "0.02", "autovacuum_analyze_scale_factor": "0.05"},
     )
@@ -183,3 +202,4 @@ def downgrade() -> None:
     for table in ("worker", "job_log", "attempt", "job"):
         op.drop_table(table, schema="switchyard")
     op.execute("DROP FUNCTION switchyard.refuse_step()")
+    op.execute("DROP FUNCTION switchyard.job_is_sound")

@@ -24,7 +24,6 @@ KIND = sa.text("((state = 'pending' AND publish_count > 0 AND NOT suspect AND wa
 def upgrade() -> None:
     op.drop_index("job_due", "job", schema="switchyard")
     op.create_index("job_due", "job", [KIND, "next_publish_at"], schema="switchyard", postgresql_where=DUE)
-    op.add_column("job", sa.Column("max_lost", sa.Integer), schema="switchyard")
     op.add_column("job", sa.Column("max_age", sa.Float), schema="switchyard")
     op.add_column("job", sa.Column("expires_at", sa.DateTime(timezone=True)), schema="switchyard")
     op.create_index(
@@ -98,7 +97,6 @@ def downgrade() -> None:
         ("worker", "routes"),
         ("job", "expires_at"),
         ("job", "max_age"),
-        ("job", "max_lost"),
     ):
         op.drop_column(table, column, schema="switchyard")
     op.drop_index("job_due", "job", schema="switchyard")

@@ -78,7 +78,7 @@ def test_a_drain_that_takes_too_long_fails(settings):
 
 def test_a_row_that_is_not_completed_fails_the_run(settings):
     place = Stand(settings)
-    write.enqueue(place.database, new_job())
+    write.enqueue_many(place.database, [new_job()])
 
     with pytest.raises(LoadtestFailed, match=r"\(1, 0, 0, 0\)"):
         drain.verify(place, 1)

@@ -34,6 +34,7 @@ CHECKS = """
     SELECT conrelid::regclass::text || ' ' || conname, pg_get_constraintdef(oid)
     FROM pg_constraint WHERE connamespace = 'switchyard'::regnamespace ORDER BY 1
 """
+RULES = "SELECT proname, prosrc, provolatile FROM pg_proc WHERE pronamespace = 'switchyard'::regnamespace AND proname = 'job_is_sound'"
 INDEXES = "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'switchyard' ORDER BY 1"
 COLUMNS = """
     SELECT table_name, column_name, data_type, is_nullable, column_default, is_identity
@@ -63,7 +64,9 @@ def test_alembic_finds_nothing_to_do(database_url):
     command.check(migrations.alembic_config(database_url))
 
 
-@pytest.mark.parametrize("query", [CHECKS, INDEXES, COLUMNS, OPTIONS], ids=["constraints", "indexes", "columns", "options"])
+@pytest.mark.parametrize(
+    "query", [CHECKS, RULES, INDEXES, COLUMNS, OPTIONS], ids=["constraints", "rules", "indexes", "columns", "options"]
+)
 def test_the_migrated_ledger_is_what_the_models_say(database_url, from_models, query):
     assert catalogue(database_url, query) == catalogue(from_models, query)
     assert catalogue(database_url, query)
