@@ -1,7 +1,7 @@
 """The command line, thin over the rest.
 
 commands                          the commands and their options
-migrating, up, demo/              what they do
+migrating, keeping, up, demo/     what they do
 stack                             Postgres, broker and workers on one machine, for ``up`` and ``demo``
 postgres_server, redis_server     servers of our own for it
 embedded, processes, signals      how these are run

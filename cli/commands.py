@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 
 from cli.demo import run_demo
+from cli.keeping import run_keeper
 from cli.migrating import migrate as migrate_database
 from cli.refusals import database_refusal
 from cli.signals import Stopped
@@ -77,6 +78,19 @@ def migrate() -> None:
     except LedgerUnavailable as error:
         raise database_refusal(error, settings) from error
     click.echo(f"the ledger is at {after} already" if before == after else f"migrated the ledger: {before or 'empty'} -> {after}")
+
+
+@main.command(short_help="Run the keeper's duties without running jobs.")
+@_reported
+def keeper() -> None:
+    """Relay what is due, rescue the jobs of lost workers, bury what expired, remove what is old, and sample; run no job.
+
+    Every worker does the same beside its jobs, so this is for fleets whose workers may all be away or busy for long. Any number may run,
+    on any machine that reaches Postgres and the broker. It needs no actors.
+
+    The exit code is 0 after Ctrl-C or SIGTERM, which end it at once, and 1 when it cannot start.
+    """
+    run_keeper()
 
 
 @main.command(short_help="Send a job of every type, show and check them.")

@@ -37,7 +37,7 @@ def test_the_help_names_every_command():
     result = run("--help")
 
     assert result.exit_code == 0
-    for command in ("migrate", "demo", "up"):
+    for command in ("migrate", "keeper", "demo", "up"):
         assert re.search(rf"^  {command} [^.]+\.$", result.stdout, re.MULTILINE)
 
 
