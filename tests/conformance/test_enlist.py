@@ -136,6 +136,23 @@ def test_a_send_is_committed_with_its_transaction(system, caller):
     assert (orders(system, key), jobs.seen[key]) == (1, ["x"])
 
 
+# Isolation is Postgres's business alone: one broker is enough.
+@pytest.mark.parametrize("broker_name", ["redis"], indirect=True)
+@pytest.mark.parametrize("level", [psycopg.IsolationLevel.REPEATABLE_READ, psycopg.IsolationLevel.SERIALIZABLE])
+def test_a_transaction_above_read_committed_carries_sends_all_the_same(system, connection, level):
+    key = new_key()
+    connection.isolation_level = level
+    connection.execute("SELECT count(*) FROM switchyard.job")
+    system.ended(system.jobs.count.send(new_key()))
+
+    with switchyard.enlist(connection):
+        message = system.jobs.count.send(key, level.name)
+    connection.commit()
+
+    assert system.ended(message).state is State.COMPLETED
+    assert jobs.seen[key] == [level.name]
+
+
 def test_a_send_goes_with_a_transaction_that_is_rolled_back(system, caller):
     key = new_key()
     with switchyard.enlist(caller.target):
