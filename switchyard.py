@@ -117,11 +117,22 @@ def configure(**overrides: Any) -> Broker:
     Raises:
         SettingsError: a setting is wrong, or it was configured before with others.
     """
+    try:
+        return _configure(overrides)
+    except SettingsError as error:
+        if "dramatiq.cli" not in sys.modules:
+            raise
+        # A worker process is booting: what its operator needs is the line, not the way to it.
+        sys.stderr.write(f"switchyard: {error}\n")
+        raise SystemExit(3) from None
+
+
+def _configure(overrides: dict[str, Any]) -> Broker:
     global _configured
     with _lock:
         if _configured is not None and not overrides:
             return _configured[2]
-        wanted = _load(overrides)
+        wanted = _settings_module.load(**overrides)
         if _configured is not None:
             changed = [name for name in type(wanted).model_fields if getattr(wanted, name) != getattr(_configured[0], name)]
             if changed:
@@ -140,17 +151,6 @@ def configure(**overrides: Any) -> Broker:
         dramatiq.set_broker(broker)
         _configured = (wanted, ledger, broker)
         return broker
-
-
-def _load(overrides: dict[str, Any]) -> Settings:
-    try:
-        return _settings_module.load(**overrides)
-    except SettingsError as error:
-        if "dramatiq.cli" not in sys.modules:
-            raise
-        # A worker process is booting: what its operator needs is the line, not the way to it.
-        sys.stderr.write(f"switchyard: {error}\n")
-        raise SystemExit(3) from None
 
 
 def _make_broker(wanted: Settings, ledger: Database) -> Broker:

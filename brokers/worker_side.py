@@ -8,9 +8,11 @@ for all queues: 200 queues cost one thread. That one consumer hands nothing out;
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from multiprocessing.util import Finalize
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
@@ -118,6 +120,9 @@ class WorkerSide(Middleware):
         worker.work_queue = cast("Any", node.queue)
         worker.consumers = SharedConsumers()
         ours.node = node
+        if multiprocessing.parent_process() is not None:
+            # Dramatiq's command leaves at a second signal by SystemExit, perhaps before it has begun to stop the worker.
+            Finalize(None, self._leave, exitpriority=0)
         self._fetchers = [
             make_fetcher(transport, node, queues, lambda: list(ours.actors), self._is_paused)
             for transport in ours.consumed_transports()
@@ -144,9 +149,7 @@ class WorkerSide(Middleware):
         node.begin_shutdown()
         for service in self._broker.services:
             service.stop()
-        deadline = monotonic() + 2.0
-        for fetcher in self._fetchers:
-            fetcher.join(max(0.0, deadline - monotonic()))
+        self._stop_fetchers()
         # A claim may have been under way while the first release ran.
         node.release_unstarted()
 
@@ -158,6 +161,22 @@ class WorkerSide(Middleware):
         node.stop()
         self._broker.node = None
         gc.unfreeze()
+
+    def _leave(self) -> None:
+        """The process's main thread ends. Nothing to do after a shutdown in order; otherwise there is no more time for one."""
+        node = self._broker.node
+        if node is None:
+            return
+        node.held.close()
+        self._stop_fetchers()
+        node.hurry()
+
+    def _stop_fetchers(self) -> None:
+        for fetcher in self._fetchers:
+            fetcher.stop()
+        deadline = monotonic() + 2.0
+        for fetcher in self._fetchers:
+            fetcher.join(max(0.0, deadline - monotonic()))
 
     def _is_paused(self) -> bool:
         return self._worker is not None and any(consumer.paused for consumer in self._worker.consumers.values())

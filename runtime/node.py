@@ -6,6 +6,7 @@
                3. then they get ``Shutdown``; a second later they are released by token, due at once, and the process ends
 
 Dramatiq's own order (threads first, up to ten minutes) never gets as far as step 3 by itself, so a thread of ours keeps the time.
+A second signal makes Dramatiq leave at once, stopping nothing, and only the threads keep the process alive: that is the grace's end.
 """
 
 from __future__ import annotations
@@ -40,8 +41,6 @@ logger = get_logger(__name__)
 
 #: How long a job that got ``Shutdown`` may take to clean up, in seconds.
 CLEAN_UP: Final = 1.0
-#: How often a stopping process looks whether it was told to hurry, in seconds.
-HURRY_CHECK: Final = 0.2
 #: How long the last results may take to be written, in seconds.
 LAST_FLUSH: Final = 5.0
 
@@ -83,6 +82,8 @@ class WorkerNode:
         )
         self.heartbeat = Heartbeat(database, self.held, self.counters, row, queues, actors)
         self._stopped = threading.Event()
+        self._grace_over = threading.Event()
+        self._shutting_down = False
 
     def start(self) -> None:
         """Register the process and start its threads. Raises: LedgerUnavailable."""
@@ -114,25 +115,29 @@ class WorkerNode:
 
     def begin_shutdown(self) -> None:
         """Release what has not started, and see to it that what runs ends within the grace."""
+        self._shutting_down = True
         self.held.close()
         self.release_unstarted()
         threading.Thread(target=self._enforce_grace, name="switchyard-grace", daemon=True).start()
 
+    def hurry(self) -> None:
+        """The process was told to leave at once: what runs has no more time, is released, and the process ends."""
+        self._grace_over.set()
+        if not self._shutting_down:
+            self.begin_shutdown()
+
     def stop(self) -> None:
         """Every thread has come to rest: write the last results and sign off."""
         self._stopped.set()
+        self._grace_over.set()
         self.flusher.stop(LAST_FLUSH)
         self.heartbeat.stop()
 
     def _enforce_grace(self) -> None:
         ours = multiprocessing.parent_process() is not None
-        deadline = monotonic() + self.settings.shutdown_grace
-        while monotonic() < deadline:
-            if self._stopped.wait(min(HURRY_CHECK, max(0.0, deadline - monotonic()))):
-                return
-            if ours and not threading.main_thread().is_alive():
-                # A second signal: Dramatiq left without stopping anything, and only threads keep the process alive.
-                break
+        self._grace_over.wait(self.settings.shutdown_grace)
+        if self._stopped.is_set():
+            return
         running = list(self.held.running)
         if running:
             logger.warning("no more time, interrupting jobs", jobs=len(running))

@@ -183,6 +183,19 @@ def test_a_worker_without_postgres_ends_with_one_clear_line(system, worker_proce
     assert "Postgres" in lines[0]
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"), [("BROKER", "nonsense"), ("LEASE", "soon"), ("RABBITMQ_URL", "amqp://me:secret@127.0.0.1:port/")]
+)
+def test_a_worker_with_a_wrong_setting_ends_with_one_line_that_names_it(worker_process, settings, variable, value):
+    worker = worker_process("actors", env={"BROKER": "rabbitmq"} | {variable: value})
+
+    assert worker.wait(60) != 0
+    assert "Traceback" not in worker.output()
+    assert "secret" not in worker.output()
+    (line,) = [line for line in worker.output().splitlines() if line.startswith("switchyard: ")]
+    assert line.startswith(f"switchyard: {variable}: ")
+
+
 def test_a_worker_on_an_unmigrated_database_names_the_command(empty_database_url, system, worker_process):
     worker = worker_process(WORKER, env={"DATABASE_URL": empty_database_url})
 
