@@ -28,6 +28,7 @@ from brokers.subscription import Subscription
 from brokers.transport import BANDS, SOCKET_TIMEOUT, Fetched, Receiver, Sender, Transport, TransportDown, Trigger, band
 from brokers.wire import decode, encode
 from errors import SettingsError
+from runtime.claims import ROOM_WINDOW
 from runtime.triggers import Outgoing
 from settings import Settings
 
@@ -235,17 +236,26 @@ class RabbitmqReceiver(Receiver):
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._subscription: Subscription | None = None
+        self._asked_at = monotonic()
+        self._exchanged = False
 
     def fetch(self, queues: Sequence[str], limit: int, timeout: float) -> Fetched:
         """Take up to ``limit`` triggers, waiting up to ``timeout`` seconds for the first. Raises: TransportDown."""
         deadline = monotonic() + timeout
         limit = limit if queues else 0
+        # For longer than this nothing was wanted: long jobs, and something better may have come for those queues meanwhile.
+        stale = limit > 0 and timeout > 0 and not self._exchanged and monotonic() - self._asked_at > ROOM_WINDOW
         try:
             subscription = self._subscription or self._open()
             subscription.link.turn(0.0)
+            if stale:
+                # Once until something was taken: were the answer slower than the timeouts, it would go back and forth for ever.
+                self._exchanged = subscription.exchange()
             while True:
                 subscription.follow(queues, limit)
                 fetched = subscription.take(limit)
+                if fetched.triggers:
+                    self._exchanged = False
                 left = deadline - monotonic()
                 if fetched.triggers or fetched.undecodable or limit <= 0 or left <= 0:
                     return fetched
@@ -253,6 +263,9 @@ class RabbitmqReceiver(Receiver):
         except TransportDown:
             self._drop()
             raise
+        finally:
+            if limit > 0:
+                self._asked_at = monotonic()
 
     def settle(self, triggers: Sequence[Trigger]) -> None:
         """Acknowledge; those of an older connection are delivered again, and their claim finds nothing."""

@@ -10,6 +10,9 @@ the whole level. RabbitMQ limits per consumer (its limit per channel is refused 
 They get a new channel: closing the old one takes everything back at once, while consumers that are cancelled one by one are pushed
 again what they send back.
 
+What was pushed while there was no room is exchanged before it is taken, where RabbitMQ may hold something better back: for a consumer
+that has its share RabbitMQ keeps the rest, whatever its priority. Put back, all of it stands in line again, and the best comes first.
+
     pushed ──► buffer ──take──► caller ──answer──► acknowledged, or back in the queue
        └──────────────── unsettled ─────────────┘
 
@@ -135,6 +138,24 @@ class Subscription:
             self.answer(foreign, requeue=False)
         self._rebalance(waiting, limit - len(fetched.triggers))
         return fetched
+
+    def exchange(self) -> bool:
+        """Put back what was pushed, for RabbitMQ to push the best, where a full consumer may lack it. Returns whether anything was.
+
+        Raises:
+            TransportDown: the connection is lost.
+        """
+        # A consumer that is not full was pushed everything that its queue holds: the buffer's order is the whole truth.
+        full = any(len(self._buffer[queue]) >= share for queue, share in self._shares.items())
+        if not full or len(self._unsettled) > self._buffered():
+            return False
+        # All at once: put back one by one, they are pushed again one by one, and out of order.
+        with self.link.writing() as channel:
+            channel.basic_nack(max(self._unsettled), multiple=True, requeue=True)
+        self._unsettled.clear()
+        for buffer in self._buffer.values():
+            buffer.clear()
+        return True
 
     def answer(self, receipts: Sequence[object], *, requeue: bool) -> None:
         """Acknowledge deliveries, or put them back; unknown receipts are ignored. Raises: TransportDown."""

@@ -5,7 +5,9 @@
 
 A claim is in exactly one of the three tables, and moving it is one ``dict.pop``: whoever pops it owns the move, so a claim can never
 be started and released at once. Room is what the process may still take: one budget for all its transports, the idle threads
-plus what finished within the last 50 ms, so that short jobs are fetched in large batches and long ones are not hoarded.
+plus what finished within the last 50 ms, so that short jobs are fetched in large batches and long ones are not hoarded. A claim that a
+thread is just starting is in none of the three for a moment (for a suspect: for a whole statement), yet it occupies its thread; so what
+the room is reckoned by is ``occupied``, which holds a claim from ``accept`` until its execution has ended.
 """
 
 from __future__ import annotations
@@ -92,6 +94,8 @@ class HeldClaims:
         self.running: dict[Claim, None] = {}
         self.settling: dict[Claim, None] = {}
         self.distrusted: dict[Claim, None] = {}
+        #: Everything unstarted, starting or running.
+        self.occupied: dict[Claim, None] = {}
         self.finished = 0
         self._commit_start = commit_start
         self._suspect: Claim | None = None
@@ -103,13 +107,15 @@ class HeldClaims:
 
     def room(self) -> int:
         """How many more jobs may be claimed now (0: none)."""
-        budget = self._budget()
         waiting = len(self.unstarted)
+        # Not by counting who runs and who waits: whoever moved between the two looks would be missed, and one job too many claimed.
+        budget = min(MAX_ROOM, max(0, self.threads + self._recent() - len(self.occupied) + waiting))
         # Fill up at half: claiming one by one as each job ends would cost a statement per job.
         self._wake_at = budget // 2
-        return budget - waiting if waiting <= self._wake_at and not self._closed else 0
+        return max(0, budget - waiting) if waiting <= self._wake_at and not self._closed else 0
 
-    def _budget(self) -> int:
+    def _recent(self) -> int:
+        """How many executions ended within the last 50 ms."""
         now, finished = monotonic(), self.finished
         samples = self._samples
         while len(samples) > 1 and samples[1][0] < now - ROOM_WINDOW:
@@ -118,7 +124,7 @@ class HeldClaims:
         recent = (finished - before) * min(1.0, ROOM_WINDOW / max(now - since, 1e-6))
         if now - samples[-1][0] > ROOM_WINDOW / 10:
             samples.append((now, finished))
-        return min(MAX_ROOM, int(max(0, self.threads - len(self.running)) + recent))
+        return int(recent)
 
     def wait_for_room(self, timeout: float) -> int:
         """Block until there is room, for at most ``timeout`` seconds or until ``close``. Returns the room."""
@@ -143,6 +149,7 @@ class HeldClaims:
         for claim in claims:
             if claim.job.suspect:
                 self._suspect = claim
+            self.occupied[claim] = None
             self.unstarted[claim] = None
 
     def start(self, claim: Claim) -> bool:
@@ -152,11 +159,13 @@ class HeldClaims:
             return False
         if self._taken(self.unstarted, claim):
             if claim.lost:
+                self._vacate(claim)
                 self.forget(claim)
                 return False
             told = claim.job.suspect or claim.job.max_lost == 1
             if monotonic() > claim.deadline or (told and not self._commit_start(claim)):
                 # Not to be trusted, yet perhaps still ours: the heartbeat gives it back by its token once Postgres answers.
+                self._vacate(claim)
                 self.distrusted[claim] = None
                 return False
             claim.started = monotonic()
@@ -169,6 +178,7 @@ class HeldClaims:
         if not self._taken(self.running, claim):
             return False
         self.settling[claim] = None
+        self._vacate(claim)
         self.finished += 1
         if self._room_wanted and len(self.unstarted) <= self._wake_at:
             self._room_freed.set()
@@ -186,6 +196,8 @@ class HeldClaims:
         """Take back what has not started (and has waited for ``older_than`` seconds) or may not start, to be released."""
         horizon = monotonic() - older_than
         waited = [c for c in list(self.unstarted) if c.received <= horizon and self._taken(self.unstarted, c)]
+        for claim in waited:
+            self._vacate(claim)
         return waited + [claim for claim in list(self.distrusted) if self._taken(self.distrusted, claim)]
 
     def distrust(self, claims: Iterable[Claim]) -> None:
@@ -195,11 +207,14 @@ class HeldClaims:
 
     def withdraw_running(self) -> list[Claim]:
         """Take back what is running: the process is about to end, and nothing these threads do counts any more."""
-        return [claim for claim in list(self.running) if self._taken(self.running, claim)]
+        taken = [claim for claim in list(self.running) if self._taken(self.running, claim)]
+        for claim in taken:
+            self._vacate(claim)
+        return taken
 
     def all(self) -> list[Claim]:
         """Everything whose lease has to be extended."""
-        return [*list(self.unstarted), *list(self.running), *list(self.settling)]
+        return list({**self.occupied, **self.settling})
 
     @property
     def suspect_held(self) -> bool:
@@ -210,6 +225,9 @@ class HeldClaims:
         """How long to wait, in seconds, before asking again whether the next suspect may run: a fifth of the age of the one in hand."""
         suspect = self._suspect
         return 0.01 if suspect is None else min(1.0, max(0.01, (monotonic() - suspect.received) / 5))
+
+    def _vacate(self, claim: Claim) -> None:
+        self.occupied.pop(claim, None)
 
     @staticmethod
     def _taken(table: dict[Claim, Any], claim: Claim) -> bool:

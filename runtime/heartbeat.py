@@ -140,7 +140,7 @@ class Heartbeat:
         # was, perhaps, when the job's own transaction is at its end: that transaction finds out.
         if claim.completion is not None:
             return
-        if claim in self._held.running or claim in self._held.unstarted:
+        if claim in self._held.occupied:
             claim.lost = True
             self._counters.add("leases_lost")
             logger.warning("lease lost", job_id=claim.job.message_id, actor=claim.job.actor)

@@ -101,7 +101,7 @@ class WorkQueue:
     @property
     def unfinished_tasks(self) -> int:
         """Messages that wait or run."""
-        return len(self._held.unstarted) + len(self._held.running)
+        return len(self._held.occupied)
 
     def qsize(self) -> int:
         """Messages that wait."""

@@ -11,6 +11,7 @@ from time import monotonic
 import pytest
 
 import brokers
+import brokers.rabbitmq
 from brokers.transport import BANDS, TransportDown, band
 from errors import SettingsError
 from runtime.triggers import Outgoing
@@ -37,7 +38,7 @@ def test_what_was_published_arrives_as_it_was(ends: Ends) -> None:
     ]
 
     assert sender.publish(batch) == []
-    assert sender.flush(5) == []
+    assert sender.flush(30) == []
 
     found = {(trigger.job_id, trigger.queue, trigger.actor) for trigger in fetch_all(receiver, ["a", "b"], 3)}
     assert found == {(item.job_id, item.queue, item.actor) for item in batch}
@@ -59,7 +60,7 @@ def test_best_band_first_and_in_order_within_a_band(ends: Ends) -> None:
     sender, receiver = ends.sender(), ends.receiver()
     priorities = [0, 100, -100, 1, 0, 10, -100, 5, 2, 0, 50, 1]
     sender.publish([Outgoing(number, "a", "x", priority) for number, priority in enumerate(priorities)])
-    sender.flush(5)
+    sender.flush(30)
 
     found = [trigger.job_id for trigger in fetch_all(receiver, ["a"], len(priorities), limit=3)]
 
@@ -67,13 +68,15 @@ def test_best_band_first_and_in_order_within_a_band(ends: Ends) -> None:
 
 
 @on_carrying
-def test_two_receivers_share_a_queue_and_each_gets_the_best_first(ends: Ends) -> None:
+def test_two_receivers_share_a_queue_and_each_gets_the_best_first(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    # However slow the machine, none of the two puts anything back.
+    monkeypatch.setattr(brokers.rabbitmq, "ROOM_WINDOW", 60.0)
     sender, receivers = ends.sender(), [ends.receiver(), ends.receiver()]
     sender.publish([Outgoing(number, "a", "x", -(number % 3)) for number in range(60)])
-    sender.flush(5)
+    sender.flush(30)
 
     found: list[list[int]] = [[], []]
-    deadline = monotonic() + 10
+    deadline = monotonic() + 30
     while sum(map(len, found)) < 60:
         assert monotonic() < deadline, found
         for receiver, mine in zip(receivers, found, strict=True):
@@ -102,7 +105,7 @@ def test_a_long_queue_does_not_starve_a_short_one(ends: Ends) -> None:
     sender, receiver = ends.sender(), ends.receiver()
     sender.publish(_batch(range(1000), "a"))
     sender.publish(_batch([5000, 5001, 5002], "b"))
-    sender.flush(5)
+    sender.flush(30)
 
     found = [trigger.job_id for trigger in fetch_all(receiver, ["a", "b"], 200, limit=10)]
 
@@ -131,7 +134,8 @@ def test_an_idle_receiver_wakes_at_once(ends: Ends) -> None:
         sender.publish(_batch([number], "b"))
         thread.join(10)
         latencies.append(arrived[0] - sent)
-    assert sorted(latencies)[2] < 0.1, latencies
+    # Asleep, each would take the five seconds of its wait.
+    assert sorted(latencies)[2] < 2.0, latencies
 
 
 @on_carrying
@@ -143,7 +147,7 @@ def test_an_empty_fetch_takes_its_timeout(ends: Ends, timeout: float) -> None:
     started = monotonic()
     assert is_empty(receiver.fetch(["a", "b"], 5, timeout))
 
-    assert timeout * 0.9 <= monotonic() - started < timeout + 0.4
+    assert timeout * 0.9 <= monotonic() - started < timeout + 3.0
 
 
 @on_carrying
@@ -154,19 +158,19 @@ def test_waiting_costs_no_cpu(ends: Ends) -> None:
     before = time.thread_time()
     receiver.fetch(["a", "b"], 10, 1.0)
 
-    assert time.thread_time() - before < 0.02
+    assert time.thread_time() - before < 0.2
 
 
 @on_carrying
 def test_a_limit_is_kept_and_zero_takes_nothing(ends: Ends) -> None:
     sender, receiver = ends.sender(), ends.receiver()
     sender.publish(_batch(range(10)))
-    sender.flush(5)
+    sender.flush(30)
 
     started = monotonic()
     assert is_empty(receiver.fetch(["a"], 0, 5.0))
     assert is_empty(receiver.fetch([], 5, 5.0))
-    assert monotonic() - started < 2.0
+    assert monotonic() - started < 4.0
     assert ends.transport.depth(["a"]) == {"a": 10}
     first = receiver.fetch(["a"], 3, 1.0)
     assert 1 <= len(first.triggers) <= 3
@@ -177,10 +181,10 @@ def test_what_cannot_be_read_is_dropped_and_its_neighbours_arrive(ends: Ends, se
     sender, receiver = ends.sender(), ends.receiver()
     foreign = [b"nonsense", b"12", b"\xff\xfe", b"9" * 40 + b" forged", b"7 \xff", b"-3 x", b" x", b'{"queue_name": "a"}']
     sender.publish(_batch([1, 2]))
-    sender.flush(5)
+    sender.flush(30)
     put_raw(settings, "a", foreign)
     sender.publish(_batch([3, 4]))
-    sender.flush(5)
+    sender.flush(30)
 
     found: list[int] = []
     dropped: list[bytes] = []
@@ -202,8 +206,8 @@ def test_what_cannot_be_read_is_dropped_and_its_neighbours_arrive(ends: Ends, se
 def test_what_is_given_back_comes_again_before_what_is_newer(ends: Ends) -> None:
     sender, receiver = ends.sender(), ends.receiver()
     sender.publish(_batch(range(6)))
-    sender.flush(5)
-    taken = wait_until(lambda: receiver.fetch(["a"], 3, 1.0).triggers, 5)
+    sender.flush(30)
+    taken = wait_until(lambda: receiver.fetch(["a"], 3, 1.0).triggers, 30)
 
     receiver.give_back(taken)
     receiver.close()
@@ -232,7 +236,7 @@ def test_a_second_copy_does_no_harm(ends: Ends) -> None:
     sender, receiver = ends.sender(), ends.receiver()
     sender.publish(_batch([1, 2, 1]))
     sender.publish(_batch([2, 3]))
-    sender.flush(5)
+    sender.flush(30)
 
     found: set[int] = set()
     deadline = monotonic() + 10
@@ -245,7 +249,7 @@ def test_a_second_copy_does_no_harm(ends: Ends) -> None:
 def test_queues_may_change_between_fetches(ends: Ends) -> None:
     sender, receiver = ends.sender(), ends.receiver()
     sender.publish([*_batch([1], "a"), *_batch([2], "b"), *_batch([3], "c")])
-    sender.flush(5)
+    sender.flush(30)
 
     assert [trigger.job_id for trigger in fetch_all(receiver, ["a"], 1)] == [1]
     assert [trigger.job_id for trigger in fetch_all(receiver, ["c", "a"], 1)] == [3]
@@ -269,7 +273,7 @@ def test_two_hundred_queues_are_served_by_one_receiver(ends: Ends) -> None:
 def test_depth_counts_what_waits_and_knows_nothing_of_strangers(ends: Ends) -> None:
     ends.sender().publish([*_batch(range(7), "a"), *_batch(range(3), "b")])
 
-    wait_until(lambda: ends.transport.depth(["a", "b", "never"]) == {"a": 7, "b": 3, "never": 0}, 5)
+    wait_until(lambda: ends.transport.depth(["a", "b", "never"]) == {"a": 7, "b": 3, "never": 0}, 30)
 
 
 @pytest.mark.parametrize("broker_name", brokers.TRANSPORTS)

@@ -143,7 +143,7 @@ def test_a_delayed_job_waits_for_its_time(system):
 
     assert waiting.state is State.SCHEDULED
     assert (waiting.run_at - waiting.created_at).total_seconds() == pytest.approx(0.7, abs=0.1)
-    assert 0 <= (done.started_at - waiting.run_at).total_seconds() < 2
+    assert 0 <= (done.started_at - waiting.run_at).total_seconds() < 15
 
 
 def test_many_jobs_of_many_actors_go_in_one_transaction(system):
@@ -236,15 +236,15 @@ def test_join_waits_until_a_queue_is_done_and_flush_cancels_what_waits(fresh):
     with pytest.raises(QueueJoinTimeout):
         system.broker.join("counted", timeout=50)
     system.broker.flush("counted")
-    system.broker.join("counted", timeout=1_000)
+    system.broker.join("counted", timeout=30_000)
 
     assert {system.job(m).state for m in (*waiting, delayed)} == {State.CANCELLED}
     assert system.job(other).state is State.PENDING
     system.start()
-    system.broker.join("default", timeout=10_000)
+    system.broker.join("default", timeout=30_000)
     assert system.job(other).state is State.COMPLETED
     system.jobs.count.send(joined)
-    system.broker.join("counted", timeout=10_000)
+    system.broker.join("counted", timeout=30_000)
     system.worker.join()
     assert (jobs.runs[joined], jobs.runs[flushed]) == (1, 0)
     system.jobs.parked.send()
@@ -263,13 +263,23 @@ def test_a_higher_priority_starts_first_also_across_claims(fresh):
             system.jobs.count.send_with_options(args=(key, [priority, wave]), priority=priority)
             wanted.append([priority, wave])
 
+    _until_published(system, "counted", len(wanted))
+    # The one thread is busy, so nothing may be claimed.
+    assert system.rows("SELECT DISTINCT state FROM switchyard.job WHERE queue = 'counted'") == [("pending",)]
+
     jobs.gate(key + " gate").set()
     wait_until(lambda: jobs.runs[key] == len(wanted), message="all have run")
 
-    # One job may have been claimed ahead of those that were sent after it.
-    ran = jobs.seen[key]
-    ahead = ran[0] if ran[0] != min(wanted) else None
-    assert ran == ([ahead] if ahead else []) + sorted(entry for entry in wanted if entry != ahead)
+    assert jobs.seen[key] == sorted(wanted)
+
+
+def _until_published(system, queue, count):
+    """Wait until the broker has all triggers of a queue; RabbitMQ may have pushed one of them to the receiver, which holds it unclaimed."""
+    if system.settings.broker != "postgres":
+        transport = system.broker.transport(system.settings.broker)
+        wait_until(
+            lambda: transport.depth([queue])[queue] >= count - (system.settings.broker == "rabbitmq"), message="they are there"
+        )
 
 
 def test_idle_workers_pick_a_job_up_at_once(system):
@@ -284,4 +294,5 @@ def test_idle_workers_pick_a_job_up_at_once(system):
 
     median = sorted(waits)[len(waits) // 2]
     print(f"{system.settings.broker}: median {median * 1000:.1f} ms from send to start")
-    assert median < 0.05
+    # Looking once a second instead of being woken would make it half a second.
+    assert median < 0.4

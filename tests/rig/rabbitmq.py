@@ -64,6 +64,11 @@ class PrivateRabbit(PrivateServer):
         )  # fmt: skip
         return done.stdout
 
+    def write_down(self) -> None:
+        """Have the node write to disk what queues there are: it keeps a new one in memory for some two seconds, and a kill within them
+        takes the queue away with every confirmed message in it."""
+        self.ctl("eval", "mnesia:sync_log().")
+
     def stop(self, timeout: float = 30.0) -> None:
         super().stop(timeout)
         self._stop_epmd()

@@ -183,6 +183,39 @@ def test_one_suspect_is_held_at_a_time_and_its_start_is_committed_first(clock):
     assert not claims.suspect_held
 
 
+def test_a_claim_that_is_just_starting_leaves_no_room_for_another():
+    rooms: list[int] = []
+    claims: HeldClaims = held(threads=1, commit_start=lambda _: rooms.append(claims.room()) or True)
+    suspect = claim(suspect=True)
+    claims.accept([suspect])
+    rooms.append(claims.room())
+
+    claims.start(suspect)
+
+    rooms.append(claims.room())
+    assert rooms == [0, 0, 0]
+
+
+def test_whatever_ends_a_claim_makes_room_again(clock):
+    claims = held(threads=5, commit_start=lambda _: False)
+    lost, late, withdrawn, running, ended = take(claims, 5)
+    assert claims.room() == 0
+    for entry in (running, ended):
+        assert claims.start(entry)
+
+    lost.lost = True
+    late.deadline = 0.0
+    assert not claims.start(lost)
+    assert not claims.start(late)
+    claims.withdraw(older_than=-1)
+    assert claims.finish(ended)
+    assert claims.withdraw_running() == [running]
+    clock.now += 10
+
+    assert withdrawn not in claims.all()
+    assert claims.room() == 5
+
+
 def test_a_suspect_whose_start_could_not_be_committed_does_not_start():
     claims = held(commit_start=lambda _: False)
     suspect = claim(suspect=True)
