@@ -214,8 +214,8 @@ def test_a_run_that_is_killed_leaves_no_server_and_no_directory(tmp_path: Path):
     pid, directory = run.stdout.split()
 
     assert run.returncode == -signal.SIGKILL
-    wait_until(lambda: not psutil.pid_exists(int(pid)), 15, f"the server {pid} of the killed run ends")
-    wait_until(lambda: not os.path.exists(directory), 5, f"{directory} is removed")
+    wait_until(lambda: not psutil.pid_exists(int(pid)), 30, f"the server {pid} of the killed run ends")
+    wait_until(lambda: not os.path.exists(directory), 30, f"{directory} is removed")
 
 
 def test_a_private_rabbitmq_answers_its_control_program_and_restarts_on_its_port(rabbitmq_url: str):

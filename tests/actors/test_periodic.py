@@ -117,7 +117,7 @@ def test_the_digest_arrives_with_yesterday_s_numbers(settings: Settings, worker_
         outbox_folder = settings.data_dir / "outbox"
         (mail,) = wait_until(lambda: list(outbox_folder.glob("[!.]*.eml")), 30, lambda: worker.output())
         states = "SELECT array_agg(DISTINCT state) FROM switchyard.job WHERE actor IN ('daily_digest', 'send_email') AND started_at > %s"
-        wait_until(lambda: connection.execute(states, [yesterday]).fetchone() == (["completed"],), 10, worker.output)
+        wait_until(lambda: connection.execute(states, [yesterday]).fetchone() == (["completed"],), 30, worker.output)
 
     text = mail.read_text()
     assert "To: Switchyard <switchyard@localhost>" in text

@@ -90,7 +90,7 @@ def put_raw(settings: Settings, queue: str, bodies: Iterable[bytes]) -> None:
         connection.close()
 
 
-def fetch_all(receiver: Receiver, queues: list[str], wanted: int, *, limit: int = 100, timeout: float = 10.0) -> list[Trigger]:
+def fetch_all(receiver: Receiver, queues: list[str], wanted: int, *, limit: int = 100, timeout: float = 30.0) -> list[Trigger]:
     """Fetch and settle until ``wanted`` triggers came or the time is over; fails with what came."""
     found: list[Trigger] = []
     deadline = monotonic() + timeout

@@ -17,7 +17,7 @@ from tests.brokers.conftest import Ends, fetch_all, is_empty
 from tests.rig.redis import PrivateRedis
 
 #: The socket time-out of a transport and some room for a slow machine, in seconds.
-BOUND = 6.5
+BOUND = 15.0
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_a_kill_ends_a_blocked_fetch_at_once(ends: Ends, server: PrivateRedis) -
     server.kill()
     thread.join(BOUND)
     assert ended
-    assert ended[0] - killed < 1.0
+    assert ended[0] - killed < 4.0
 
 
 def test_a_frozen_server_holds_nobody_longer_than_the_time_out_and_nothing_is_repeated(ends: Ends, server: PrivateRedis) -> None:

@@ -76,7 +76,7 @@ def test_postgres_starts_although_somebody_else_has_the_process_id_in_its_lock_f
     lock = folder / "data" / "postmaster.pid"
     text, pid = lock.read_text(), int((run / "postgres.pid").read_text())
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: command_line(pid) == "", 10)
+    wait_until(lambda: command_line(pid) == "", 30)
     # Of the server's own user: Postgres believes in no other.
     stranger = launch("stranger", ["sleep", "600"], user=(lock.stat().st_uid, lock.stat().st_gid) if os.geteuid() == 0 else None)
     lock.write_text(text.replace(str(pid), str(stranger.pid), 1))

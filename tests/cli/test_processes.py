@@ -36,7 +36,7 @@ while True: time.sleep(60)
 
 
 def ready(child: Child) -> Child:
-    wait_until(lambda: "ready" in child.log.read_text(), 20, child.log.read_text)
+    wait_until(lambda: "ready" in child.log.read_text(), 30, child.log.read_text)
     return child
 
 
@@ -63,7 +63,7 @@ def test_a_process_that_does_not_is_killed_with_its_whole_group(python: Start):
 
     assert not child.stop(0.1, lambda: False)
     assert child.returncode == -signal.SIGKILL
-    wait_until(lambda: group_is_gone(child.pid), 10)
+    wait_until(lambda: group_is_gone(child.pid), 30)
 
 
 def test_hurry_ends_the_grace(python: Start):
@@ -74,7 +74,7 @@ def test_hurry_ends_the_grace(python: Start):
 
 def test_an_end_is_reported_with_the_last_lines_of_the_log(python: Start):
     child = python("import sys; print('first'); sys.exit('no licence')")
-    wait_until(lambda: child.returncode is not None, 20)
+    wait_until(lambda: child.returncode is not None, 30)
 
     with pytest.raises(
         StackError, match=r"(?s)program ended with exit code 1; the end of .*program\.log:\n    first\n    no licence"
@@ -85,7 +85,7 @@ def test_an_end_is_reported_with_the_last_lines_of_the_log(python: Start):
 def test_the_log_of_the_run_before_is_kept(launch: Launch):
     for word in ("one", "two"):
         child = launch("program", [sys.executable, "-I", "-c", f"print('{word}')"])
-        wait_until(lambda child=child: child.returncode == 0, 20)
+        wait_until(lambda child=child: child.returncode == 0, 30)
 
     assert child.log.read_text() == "two\n"
     assert child.log.with_name("program.log.1").read_text() == "one\n"
@@ -118,7 +118,7 @@ while True: time.sleep(60)
     )  # fmt: skip
     assert killed.stdout
     groups = [int(killed.stdout.readline()) for _ in range(2)]
-    wait_until(lambda: all("ready" in (tmp_path / name).read_text() for name in ("obedient", "stubborn")), 20)
+    wait_until(lambda: all("ready" in (tmp_path / name).read_text() for name in ("obedient", "stubborn")), 30)
 
     killed.kill()
     killed.wait()

@@ -66,11 +66,11 @@ class System:
         assert found is not None
         return found
 
-    def ended(self, message: Message[Any], timeout: float = 15.0) -> Job:
+    def ended(self, message: Message[Any], timeout: float = 30.0) -> Job:
         """The job, once it is completed, dead or cancelled."""
         return self.until(message, lambda job: job.state in TERMINAL, timeout)
 
-    def until(self, message: Message[Any], condition: Callable[[Job], bool], timeout: float = 15.0) -> Job:
+    def until(self, message: Message[Any], condition: Callable[[Job], bool], timeout: float = 30.0) -> Job:
         """The job, once a condition holds for it."""
         wait_until(lambda: condition(self.job(message)), timeout, lambda: f"the job gets there; it is {self.job(message)}")
         return self.job(message)
@@ -97,7 +97,7 @@ class System:
         return self.broker.node.counters.snapshot()
 
 
-def failure_of(message: Message[Any], timeout: int = 15_000) -> ResultFailure:
+def failure_of(message: Message[Any], timeout: int = 30_000) -> ResultFailure:
     """The failure that ``get_result`` raises."""
     try:
         result = message.get_result(block=True, timeout=timeout)

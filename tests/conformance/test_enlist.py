@@ -242,24 +242,28 @@ def start_delays(system: System, send: Callable[[psycopg.Connection[Any], str], 
     return delays
 
 
-def test_jobs_start_right_after_the_commit(fresh):
-    system = fresh(lease=30.0, sweep=30.0).start()
+@pytest.fixture
+def patient(fresh, monkeypatch):
+    """A running system that looks for due rows by itself every hour only: without a notification nothing starts."""
+    monkeypatch.setattr("keeper.loop.POLL", 3_600.0)
+    monkeypatch.setattr("brokers.fetcher.POLL", 3_600.0)
+    return fresh(lease=600.0, sweep=600.0).start()
 
-    delays = start_delays(system, lambda _, key: system.jobs.count.send(key))
 
-    # Without the notification every one of them would wait for the next poll, up to a second.
-    assert statistics.median(delays) < 0.3, delays
+def test_jobs_start_right_after_the_commit(patient):
+    delays = start_delays(patient, lambda _, key: patient.jobs.count.send(key))
+
+    assert statistics.median(delays) < 5, delays
 
 
-def test_a_notification_lost_with_a_savepoint_is_sent_again(fresh):
-    system = fresh(lease=30.0, sweep=30.0).start()
+def test_a_notification_lost_with_a_savepoint_is_sent_again(patient):
 
     def send(connection, key):
         with connection.transaction(force_rollback=True):
-            system.jobs.count.send(key, "gone")
-        system.jobs.count.send(key, "kept")
+            patient.jobs.count.send(key, "gone")
+        patient.jobs.count.send(key, "kept")
 
-    assert statistics.median(start_delays(system, send)) < 0.3
+    assert statistics.median(start_delays(patient, send)) < 5
 
 
 def test_a_delayed_send_waits_for_its_time_and_for_the_commit(system, connection):
@@ -424,7 +428,7 @@ def test_without_listen_the_poll_finds_them(fresh):
     with psycopg.connect(url_for(system.settings)) as connection, switchyard.enlist(connection):
         message = system.jobs.add.send(1, 2)
 
-    assert system.ended(message, timeout=5).result == 3
+    assert system.ended(message).result == 3
 
 
 SCRIPT = """
@@ -454,7 +458,7 @@ def test_a_process_killed_around_the_commit(system, moment):
     assert done.returncode == -signal.SIGKILL, done.stderr
     message_id = done.stdout.strip()
     if moment == "after":
-        wait_until(lambda: system.job(message_id).state is State.COMPLETED, 5)
+        wait_until(lambda: system.job(message_id).state is State.COMPLETED)
         assert jobs.seen[key] == ["from the dead"]
     else:
         # The server may take a moment to notice; whatever it then does, the row is not there.

@@ -256,7 +256,7 @@ def test_neither_heartbeat_nor_rescue_minds_a_transaction_that_locks_the_row_for
             "SELECT 1 FROM switchyard.job WHERE state = 'running' AND payload #>> '{args,0}' = %s FOR UPDATE", (key,)
         )
         beats = beats_of(running)
-        wait_until(lambda: beats_of(running) >= beats + 5, 10)
+        wait_until(lambda: beats_of(running) >= beats + 5, 30)
         over.set()
 
     transaction_jobs.inside[key] = lock
@@ -274,7 +274,7 @@ def test_no_heartbeat_after_the_commit_takes_the_lease_for_lost(running, key):
 
     def linger() -> None:
         beats = beats_of(running)
-        wait_until(lambda: beats_of(running) >= beats + 2, 10)
+        wait_until(lambda: beats_of(running) >= beats + 2, 30)
 
     transaction_jobs.afterwards[key] = linger
     message = running.jobs.charges.send(key)
@@ -297,7 +297,7 @@ def test_a_lost_reply_to_the_commit_is_looked_up(severed, key, fault):
     wire.strike(fault)
 
     message = system.jobs.charges.send(key)
-    job = system.ended(message, timeout=20)
+    job = system.ended(message, timeout=30)
 
     assert wire.struck.is_set()
     delivered = fault == "unanswered"
@@ -327,7 +327,7 @@ def test_a_client_that_vanishes_before_the_commit_does_not_keep_the_row(severed,
     wire.strike("swallowed")
 
     message = system.jobs.charges.send(key)
-    job = system.ended(message, timeout=12)
+    job = system.ended(message, timeout=30)
 
     assert wire.struck.is_set()
     assert (job.state, job.attempt, effects(system, key)) == (State.COMPLETED, 2, 1)
@@ -350,7 +350,7 @@ def wait_until_nothing_is_pushed(system: System) -> None:
     with closing(pika.BlockingConnection(pika.URLParameters(system.settings.rabbitmq_url.get_secret_value()))) as connection:
         channel = connection.channel()
         queue = f"{system.settings.broker_prefix}.separate.p10"
-        wait_until(lambda: channel.queue_declare(queue, passive=True).method.consumer_count == 0, 20)
+        wait_until(lambda: channel.queue_declare(queue, passive=True).method.consumer_count == 0, 30)
 
 
 def test_a_worker_paused_beyond_its_lease_commits_nothing(workers, key):
@@ -366,7 +366,7 @@ def test_a_worker_paused_beyond_its_lease_commits_nothing(workers, key):
     (holder,) = [pid for (pid,) in system.rows("SELECT pid FROM effects WHERE key = %s", key)]
     system.database.run(lambda c: c.execute("UPDATE first SET go = true"))
     slow.thaw()
-    wait_until(lambda: "LeaseLost" in slow.output(), 20, slow.output)
+    wait_until(lambda: "LeaseLost" in slow.output(), 30, slow.output)
 
     (first,) = [pid for (pid,) in system.rows("SELECT pid FROM first")]
     assert first != holder

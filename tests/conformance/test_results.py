@@ -62,6 +62,20 @@ def test_a_result_that_is_not_there_is_missing_or_times_out(system):
         system.jobs.add.message(1, 2).get_result()
 
 
+def test_the_text_of_a_time_out_says_where_the_job_is_and_keeps_its_arguments_to_itself(system):
+    waiting = system.jobs.echo.send_with_options(args=("canary",), delay=3_600_000)
+    unknown = system.jobs.echo.message("canary")
+
+    with pytest.raises(ResultTimeout) as waited:
+        waiting.get_result(block=True, timeout=50)
+    with pytest.raises(ResultTimeout) as searched:
+        unknown.get_result(block=True, timeout=50)
+
+    assert str(waited.value) == f"job {waiting.message_id} of actor 'echo' is still scheduled"
+    assert str(searched.value) == f"no job has the id {unknown.message_id}"
+    assert switchyard.cancel(waiting.message_id)
+
+
 @pytest.mark.parametrize(("name", "reason"), [("unstorable", "is not JSON"), ("huge", "MAX_RESULT_BYTES")])
 def test_a_result_that_cannot_be_stored_makes_the_job_dead(system, name, reason):
     job = system.ended(getattr(system.jobs, name).send())

@@ -21,7 +21,7 @@ JUNK = [b"", b"\xff\xfe not text", b"not a trigger at all", b'{"json": true}', b
 def publish(system):
     """Publish triggers by hand, as a confused or malicious sender would."""
     sender = system.broker.transport(system.settings.broker).sender()
-    yield lambda *triggers: (sender.publish(triggers), sender.flush(5.0))
+    yield lambda *triggers: (sender.publish(triggers), sender.flush(30.0))
     sender.close()
 
 
@@ -97,7 +97,7 @@ def stranger(queue="default"):
 
 
 def test_a_job_of_an_unknown_actor_waits_and_is_dead_in_the_end_while_others_go_on(fresh):
-    system = fresh(unknown_actor_after=3.0).start()
+    system = fresh(unknown_actor_after=6.0).start()
 
     message = system.broker.enqueue(stranger())
     waiting = system.until(message, lambda job: job.wait_reason == "unknown_actor")
@@ -106,7 +106,7 @@ def test_a_job_of_an_unknown_actor_waits_and_is_dead_in_the_end_while_others_go_
     assert waiting.state is State.PENDING
     assert [other.get_result(block=True) for other in others] == list(range(1, 11))
     assert system.job(message).state is State.PENDING
-    job = system.ended(message, 20)
+    job = system.ended(message, 30)
     assert (job.state, job.dead_reason, job.attempt, job.failures) == (State.DEAD, "unknown_actor", 0, 0)
     assert "nobody_knows" in job.error
     assert switchyard.attempts(job.id) == []
@@ -119,5 +119,5 @@ def test_a_worker_that_knows_the_actor_takes_what_another_could_not(fresh):
 
     dramatiq.actor(actor_name="nobody_knows", broker=system.broker)(lambda: "known now")
 
-    job = system.ended(message, 20)
+    job = system.ended(message, 30)
     assert (job.state, job.result, job.wait_reason) == (State.COMPLETED, "known now", None)

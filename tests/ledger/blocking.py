@@ -20,7 +20,7 @@ def wait_for_lock(observer: Connection[Any], pid: int) -> None:
         row = observer.execute("SELECT cardinality(pg_blocking_pids(%s)) > 0", [pid]).fetchone()
         return row is not None and bool(row[0])
 
-    wait_until(blocked, 10, f"session {pid} waits for a lock")
+    wait_until(blocked, 30, f"session {pid} waits for a lock")
 
 
 class Meanwhile:

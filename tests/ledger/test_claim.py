@@ -204,7 +204,7 @@ def test_a_heartbeat_records_when_an_execution_started(ledger):
     age = ledger.execute(
         "SELECT extract(epoch FROM clock_timestamp() - started_at)::float8 FROM switchyard.job WHERE id = %s", [running]
     ).fetchone()[0]
-    assert 10 <= age < 15
+    assert 10 <= age < 40
     assert fetch(ledger, waiting, "started_at") is None
 
 

@@ -127,7 +127,7 @@ def test_a_relay_that_dies_before_its_commit_published_nothing(ledger, connect):
     assert [job.id for job in relay(other)] == [id_]
     other.close()
 
-    assert [job.id for job in wait_until(lambda: relay(ledger), 5)] == [id_]
+    assert [job.id for job in wait_until(lambda: relay(ledger), 30)] == [id_]
 
 
 def test_the_clock_can_be_given(ledger):

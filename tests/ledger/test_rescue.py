@@ -317,4 +317,4 @@ def test_processes_long_gone_are_forgotten_unless_they_hold_something(ledger):
 
 
 def test_the_rescuer_can_tell_how_long_postgres_has_been_up(ledger):
-    wait_until(lambda: ledger.execute(SQL["settled_uptime"]).fetchone()[0] > 0, 5, "an uptime")
+    wait_until(lambda: ledger.execute(SQL["settled_uptime"]).fetchone()[0] > 0, 30, "an uptime")

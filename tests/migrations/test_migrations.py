@@ -153,7 +153,7 @@ def test_an_upgrade_waits_for_the_one_before(empty_database_url):
                 "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
                 " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
             ).fetchone(),
-            10,
+            30,
             "the upgrade waits",
         )
         assert catalogue(empty_database_url, "SELECT nspname FROM pg_namespace WHERE nspname = 'switchyard'") == []

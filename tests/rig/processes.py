@@ -124,7 +124,7 @@ class Child:
         for process in tree:
             _quietly(process, signal.SIGKILL)
         self._popen.wait(timeout=10)
-        wait_until(lambda: not any(_alive(process) for process in tree), 10, f"the children of {self.argv[0]} end")
+        wait_until(lambda: not any(_alive(process) for process in tree), 30, f"the children of {self.argv[0]} end")
         _ = self.returncode
 
     def freeze(self) -> None:

@@ -15,12 +15,12 @@ class Timeout(AssertionError):
 
 
 def wait_until(
-    condition: Callable[[], T], timeout: float = 10.0, message: str | Callable[[], str] = "", interval: float = 0.02
+    condition: Callable[[], T], timeout: float = 30.0, message: str | Callable[[], str] = "", interval: float = 0.02
 ) -> T:
     """Call ``condition`` until it returns something true, and return that.
 
     Parameters:
-        timeout: seconds until the test fails; default 10.
+        timeout: seconds until the test fails; default 30: it costs nothing when all is well.
         message: what was waited for; a callable is asked at the end, so that it can say how things stood.
         interval: seconds between two looks; default 0.02.
     Raises:

@@ -108,7 +108,7 @@ def test_a_backend_that_is_killed_costs_nothing(desk, flusher):
         for claim in desk.claim(20):
             settle(desk, flusher, claim)
         desk.rows("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'switchyard flusher'")
-        wait_until(lambda round_=round_: desk.states() == ["completed"] * 20 * (round_ + 1), 15)
+        wait_until(lambda round_=round_: desk.states() == ["completed"] * 20 * (round_ + 1), 30)
     assert desk.counters.snapshot().get("fenced", 0) == 0
 
 
@@ -145,7 +145,7 @@ def test_threads_wait_when_too_much_is_held_and_go_on_when_postgres_is_back(desk
     assert len(desk.held.settling) == 6
     away.set()
 
-    thread.join(10)
+    thread.join(30)
     wait_until(lambda: desk.states() == ["completed"] * 12)
 
 

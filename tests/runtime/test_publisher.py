@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from middleware.log_context import configure_structlog
 from runtime import publisher as module
 from runtime.publisher import Publisher
 from runtime.triggers import Outgoing, PublishFailed
@@ -19,12 +20,17 @@ class Outlet:
 
     def __init__(self) -> None:
         self.down = False
+        #: Answers the probe although it takes nothing.
+        self.answers = False
+        self.broken: Exception | None = None
         self.published: list[int] = []
         self.refused: list[int] = []
         self.calls: list[str] = []
 
     def publish(self, batch):
         self.calls.append("publish")
+        if self.broken is not None:
+            raise self.broken
         if self.down:
             raise PublishFailed("fake", "down", unpublished=[trigger.job_id for trigger in batch])
         self.published += [trigger.job_id for trigger in batch]
@@ -43,13 +49,19 @@ class Outlet:
         self.calls.append("close")
 
     def probe(self, name):
-        if self.down:
+        if self.down and not self.answers:
             raise PublishFailed("fake", "still down")
 
 
 @pytest.fixture
 def outlet():
     return Outlet()
+
+
+@pytest.fixture(autouse=True)
+def _log_lines():
+    """Log lines go where ``caplog`` hears them."""
+    configure_structlog()
 
 
 @pytest.fixture
@@ -102,6 +114,63 @@ def test_what_the_broker_refuses_is_made_due(publisher, outlet, due):
 
     wait_until(lambda: due == [8])
     assert not publisher.is_open("fake")
+
+
+def test_a_broker_that_answers_and_takes_nothing_is_tried_less_and_less_often(publisher, outlet, due, monkeypatch):
+    monkeypatch.setattr(module, "RETRY_MIN", 0.05)
+    outlet.down = outlet.answers = True
+    pauses = []
+    for number in range(5):
+        publisher.offer("fake", triggers(number))
+        wait_until(lambda number=number: number in due, message="it fails")
+        wait_until(lambda: not publisher.is_open("fake"), message="it answers, so it is tried again")
+        pauses.append(publisher._circuits["fake"].pause)
+
+    assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6])
+    outlet.down = False
+    publisher.offer("fake", triggers(9))
+    wait_until(lambda: outlet.published == [9])
+    # Something was published: the next failure begins with the shortest pause.
+    wait_until(lambda: publisher._circuits["fake"].pause == 0.05)
+
+
+def test_whatever_goes_wrong_in_it_the_thread_lives_on_and_the_rows_become_due(publisher, outlet, due, caplog):
+    publisher.offer("fake", triggers(1))
+    wait_until(lambda: outlet.published == [1])
+    outlet.broken = RuntimeError("a bug")
+    publisher.offer("fake", triggers(2, 3))
+    wait_until(lambda: due == [2, 3])
+    assert publisher.is_open("fake")
+    outlet.broken = None
+
+    wait_until(lambda: not publisher.is_open("fake"), message="it is tried again")
+    publisher.offer("fake", triggers(4))
+
+    wait_until(lambda: outlet.published == [1, 4])
+    assert [record.levelname for record in caplog.records if "publishing failed" in record.getMessage()] == ["CRITICAL"]
+
+
+def test_a_probe_that_fails_in_a_way_nobody_thought_of_is_only_tried_again(outlet, due, caplog, monkeypatch):
+    monkeypatch.setattr(module, "TIDY_IDLE", 0.02)
+    probed = []
+
+    def probe(name):
+        probed.append(name)
+        if len(probed) == 1:
+            raise RuntimeError("a bug")
+
+    publisher = Publisher(outlet=lambda name: outlet, probe=probe, make_due=due.extend, grace=GRACE)
+    outlet.down = True
+    publisher.offer("fake", triggers(1))
+    wait_until(lambda: publisher.is_open("fake"), interval=0.001)
+    outlet.down = False
+
+    wait_until(lambda: not publisher.is_open("fake"), message="the second probe went well")
+    publisher.offer("fake", triggers(2))
+
+    wait_until(lambda: outlet.published == [2])
+    publisher.close(0.5)
+    assert len([record for record in caplog.records if "the probe of a broker failed" in record.getMessage()]) == 1
 
 
 def test_closing_publishes_what_is_left_first(publisher, outlet):
