@@ -1,6 +1,6 @@
 """The protocol holds in every state it can get into; and without any one of its guards it does not, which the search proves by a story.
 
-Five models, one concern each, written from the statements in ``ledger/sql`` and from who sends them when. They say nothing about the code:
+Six models, one concern each, written from the statements in ``ledger/sql`` and from who sends them when. They say nothing about the code:
 that it is what the models say is for the ledger's own machine (``tests/ledger/test_machine.py``) and the tests with real servers.
 Run with ``-s`` to read the stories.
 """
@@ -11,10 +11,17 @@ from typing import Any
 
 import pytest
 
-from tests.model import batches, claims, epochs, routes, suspects
+from tests.model import batches, claims, epochs, marks, routes, suspects
 from tests.model.search import ENDS, Found, Protocol, Step, brief, search
 
-MODELS: dict[str, Any] = {"claims": claims, "suspects": suspects, "batches": batches, "routes": routes, "epochs": epochs}
+MODELS: dict[str, Any] = {
+    "claims": claims,
+    "suspects": suspects,
+    "batches": batches,
+    "routes": routes,
+    "epochs": epochs,
+    "marks": marks,
+}
 
 #: Every guard that can be taken out of a model: the model, the switch, the property that the search then finds violated.
 GUARDS: list[tuple[Any, dict[str, Any], str]] = [
@@ -47,6 +54,9 @@ GUARDS: list[tuple[Any, dict[str, Any], str]] = [
     (epochs, {"one_transaction": False}, "equal epochs mean that nothing was wiped since"),
     (epochs, {"verified_again": False}, ENDS),
     (epochs, {"looked_for": False}, ENDS),
+    (marks, {"aged": False}, "what waits in the queue is not published again"),
+    (marks, {"anew": False}, "what waits in the queue is not published again"),
+    (marks, {"again": False}, ENDS),
 ]
 
 
