@@ -37,6 +37,11 @@ def _seconds(value: Any) -> Any:
     return value
 
 
+_CARRIERS: Final = ("postgres", "redis", "rabbitmq")
+_ROUTES_FORM: Final = "write queue=broker pairs by comma, such as exports=rabbitmq,reports=redis"
+#: What Dramatiq accepts as the name of a queue.
+_QUEUE: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9._-]*")
+
 _POSTGRES_FORM: Final = "write postgresql://user:password@host:port/database, with @ : / ? # % in the password as %40 and so on"
 
 #: Pydantic's errors in words that say what to write; the rest speak for themselves.
@@ -84,9 +89,15 @@ class Settings(BaseSettings):
         default="postgres",
         description="what carries the triggers: postgres, redis or rabbitmq; stub runs unit tests without any server",
     )
-    redis_url: SecretStr = Field(default=SecretStr("redis://127.0.0.1:6379/0"), description="used when BROKER=redis")
+    queue_brokers: Annotated[dict[str, str], NoDecode] = Field(
+        default={}, description="queues with another broker than BROKER, as queue=broker by comma: exports=rabbitmq,reports=redis"
+    )
+    redis_url: SecretStr = Field(
+        default=SecretStr("redis://127.0.0.1:6379/0"), description="used when Redis carries the triggers of any queue"
+    )
     rabbitmq_url: SecretStr = Field(
-        default=SecretStr("amqp://guest:guest@127.0.0.1:5672/%2F"), description="used when BROKER=rabbitmq"
+        default=SecretStr("amqp://guest:guest@127.0.0.1:5672/%2F"),
+        description="used when RabbitMQ carries the triggers of any queue",
     )
     broker_prefix: str = Field(
         default="switchyard",
@@ -175,6 +186,18 @@ class Settings(BaseSettings):
                 raise ValueError(f"{key}={seconds:g} is out of range: 1 s to 100 years")
         return value
 
+    @field_validator("queue_brokers", mode="before")
+    @classmethod
+    def _split_routes(cls, value: Any) -> Any:
+        return _queue_brokers(value) if isinstance(value, str) else value
+
+    @field_validator("queue_brokers")
+    @classmethod
+    def _known_brokers(cls, value: dict[str, str]) -> dict[str, str]:
+        for queue, broker in value.items():
+            _check_route(queue, broker)
+        return value
+
     @field_validator("outbound_allow", mode="before")
     @classmethod
     def _split_pairs(cls, value: Any) -> Any:
@@ -185,6 +208,11 @@ class Settings(BaseSettings):
         if self.sweep > self.lease:
             raise ValueError("SWEEP: must not be longer than LEASE")
         return self
+
+    @property
+    def routes(self) -> dict[str, str]:
+        """The broker of each queue as these settings declare it; ``"*"`` stands for every queue that is not named."""
+        return {"*": self.broker} | self.queue_brokers
 
 
 def variables(settings: Settings) -> dict[str, str]:
@@ -237,6 +265,30 @@ def _retain_overrides(text: str) -> dict[str, Any]:
         except ValueError as error:
             raise ValueError(f"{pair}: {error}") from None
     return found
+
+
+def _queue_brokers(text: str) -> dict[str, str]:
+    """Read ``exports=rabbitmq,reports=redis``. Raises: ValueError."""
+    found: dict[str, str] = {}
+    for pair in filter(None, map(str.strip, text.split(","))):
+        queue, equals, broker = (part.strip() for part in pair.partition("="))
+        if not (queue and equals and broker):
+            raise ValueError(f"{pair!r} is no pair; {_ROUTES_FORM}")
+        if queue in found:
+            raise ValueError(f"the queue {queue!r} stands there twice; {_ROUTES_FORM}")
+        found[queue] = broker.lower()
+    return found
+
+
+def _check_route(queue: str, broker: str) -> None:
+    """Raises: ValueError: no queue can have this name, or no broker carries triggers under that one."""
+    if queue == "*":
+        raise ValueError("* is no queue; BROKER is the broker of every queue that is not named here")
+    if not _QUEUE.fullmatch(queue):
+        raise ValueError(f"{queue!r} is no name of a queue; write letters, digits, _, - and ., beginning with a letter or _")
+    if broker not in _CARRIERS:
+        reason = "stub is for unit tests, and only as BROKER" if broker == "stub" else f"{broker!r} is unknown"
+        raise ValueError(f"{queue}={broker}: {reason}; write {', '.join(_CARRIERS[:-1])} or {_CARRIERS[-1]}")
 
 
 def _check_postgres_url(url: str) -> None:

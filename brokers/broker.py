@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Final
 from uuid import UUID
 
@@ -29,10 +29,12 @@ from brokers.message import ClaimedMessage
 from brokers.transport import Transport
 from brokers.worker_side import AckConsumer, Service, WorkerSide, how_it_ended, untold
 from errors import JobExists, LedgerUnavailable, OptionError
+from ledger import routes as ledger_routes
 from ledger import write
 from ledger.borrowed import LedgerOnly
 from ledger.database import Database
 from ledger.records import Enqueued, Finish, NewJob
+from ledger.routes import Place
 from ledger.sql import SQL
 from runtime.claims import Claim, Completion
 from runtime.context import current_claim
@@ -42,6 +44,7 @@ from runtime.interrupt import Guard
 from runtime.node import WorkerNode
 from runtime.options import max_attempts, max_lost, option
 from runtime.publisher import Publisher
+from runtime.routes import Routes
 from runtime.triggers import Outgoing
 from settings import Settings
 
@@ -81,7 +84,9 @@ class SwitchyardBroker(Broker):
         #: Keeps ``enlist`` from writing jobs where no worker looks.
         self.ledger_only = LedgerOnly(database)
         self.services: list[Service] = []
-        self._transports = transports
+        #: This process's view of where each queue's triggers go.
+        self.routes = Routes(settings.routes)
+        self.transports = transports
         self._failure = failure
         self._snooze = snooze
         self._hooks: dict[str, list[tuple[Middleware, Callable[..., Any]]]] = {}
@@ -90,8 +95,10 @@ class SwitchyardBroker(Broker):
             probe=lambda name: _probe(transports[name]),
             make_due=self._make_due,
             grace=settings.lease,
+            published=self._follow_up,
         )
-        super().__init__(middleware=[WorkerSide(self), *middleware])
+        self._worker_side = WorkerSide(self)
+        super().__init__(middleware=[self._worker_side, *middleware])
         self.queues: dict[str, None] = {}
 
     # Signals. Dramatiq calls every hook of every middleware for each signal, most of them empty; with a dozen middlewares that
@@ -175,6 +182,7 @@ class SwitchyardBroker(Broker):
             claim.ending = self._snooze(claim, seconds)
             return message
         self.emit_before("enqueue", message, None if delay is None else int(seconds * 1000))
+        self._know_routes(message)
         job = self.new_job(message, seconds)
         if not self._enlisted([job]):
             try:
@@ -194,6 +202,7 @@ class SwitchyardBroker(Broker):
         seconds = [max(_seconds(message, delay), _seconds(message, message.options.get("delay"))) for message in sent]
         for message in sent:
             self.emit_before("enqueue", message, None)
+        self._know_routes()
         jobs = [self.new_job(*pair) for pair in zip(sent, seconds, strict=True)]
         if not self._enlisted(jobs):
             # Bulk statements take longer than one send; each thousand rows get as long as a single one.
@@ -205,13 +214,42 @@ class SwitchyardBroker(Broker):
         return sent
 
     def _offer_all(self, jobs: Sequence[NewJob], enqueued: Sequence[Enqueued]) -> None:
-        batch = [
-            Outgoing(entry.id, job.queue, job.actor, job.priority)
-            for job, entry in zip(jobs, enqueued, strict=True)
-            if not job.delay > 0
-        ]
-        if batch:
-            self.publisher.offer(self.settings.broker, batch)
+        by_broker: dict[str, list[Outgoing]] = {}
+        for job, entry in zip(jobs, enqueued, strict=True):
+            if not job.delay > 0:
+                by_broker.setdefault(job.broker, []).append(Outgoing(entry.id, job.queue, job.actor, job.priority))
+        for broker, batch in by_broker.items():
+            self.publisher.offer(broker, batch)
+
+    def _know_routes(self, message: Message[Any] | None = None) -> None:
+        """Ask the ledger where triggers go before the first send of this process; later ``_follow_up`` does so after sends, but for those
+        that this process does not publish itself."""
+        routes = self.routes
+        try:
+            if routes.seen_at is None or (routes.stale and current_enlistment() is not None):
+                routes.learn(self.database.run(ledger_routes.routes, self.settings.send_timeout))
+        except LedgerUnavailable as error:
+            error.message = message
+            raise
+
+    def _follow_up(self, broker: str, batch: Sequence[Outgoing]) -> None:
+        """Triggers were published: bring the view of the routes up to date if it is old, and send those after it that went elsewhere."""
+        if not self.routes.stale:
+            return
+        try:
+            self.routes.learn(self.database.run(ledger_routes.routes))
+            astray: dict[str, list[int]] = {}
+            for trigger in batch:
+                to = self.routes.of(trigger.queue)
+                if to != broker and to in self.transports:
+                    astray.setdefault(to, []).append(trigger.job_id)
+            for to, ids in astray.items():
+                carries, grace = self.carriers[to], self.settings.lease
+                jobs = self.database.run(partial(ledger_routes.reroute, ids=ids, to=to, carries=carries, grace=grace))
+                self.publisher.offer(to, [Outgoing(job.id, job.queue, job.actor, job.priority) for job in jobs])
+        except (LedgerUnavailable, psycopg.Error) as error:
+            # The triggers are where they were a moment ago; a keeper moves what has to move.
+            self.logger.debug("could not look up the routes: %s", error)
 
     def _enlisted(self, jobs: Sequence[NewJob]) -> bool:
         """Write jobs as part of the caller's transaction, if the caller is inside ``enlist``. False: it is not, nothing was written."""
@@ -221,7 +259,7 @@ class SwitchyardBroker(Broker):
         rings = []
         for name in sorted({job.broker for job in jobs}):
             queues = {job.queue for job in jobs if job.broker == name and not job.delay > 0}
-            rings += self._transports[name].rings(queues) if queues else []
+            rings += self.transports[name].rings(queues) if queues else []
         # Due at once: this process does not learn of the commit, so it publishes nothing.
         enlistment.write([job if job.grace is None else replace(job, grace=0.0) for job in jobs], rings)
         return True
@@ -229,7 +267,10 @@ class SwitchyardBroker(Broker):
     def new_job(self, message: Message[Any], delay: float = 0.0) -> NewJob:
         """The row of a message, ``delay`` seconds from now. Raises: PayloadError, OptionError: it cannot be stored."""
         actor = self.actors.get(message.actor_name)
-        broker = self.settings.broker
+        broker = self.routes.of(message.queue_name)
+        if broker not in self.transports:
+            # Its driver is not installed here: whoever has it moves the row.
+            broker = self.settings.broker
         options = {name: value for name, value in message.options.items() if value is not None or name == "max_retries"}
         claim = current_claim.get()
         return NewJob(
@@ -246,7 +287,7 @@ class SwitchyardBroker(Broker):
             broker=broker,
             delay=delay,
             max_age=_max_age(message, actor),
-            grace=self.publisher.grace(broker) if self._transports[broker].carries_triggers else None,
+            grace=self.publisher.grace(broker) if self.transports[broker].carries_triggers else None,
         )
 
     # Working.
@@ -270,17 +311,19 @@ class SwitchyardBroker(Broker):
             ending = untold(message, error)
         node.finish(message.claim, ending)
 
-    def consumed_transports(self) -> list[Transport]:
-        """The transports that a worker of this process fetches from."""
-        return [self._transports[self.settings.broker]]
-
     def transport(self, name: str) -> Transport:
         """One of the transports, by name."""
-        return self._transports[name]
+        return self.transports[name]
 
-    def carries_triggers(self, name: str) -> bool:
-        """Whether a transport carries triggers; if not, the row itself is the message."""
-        return self._transports[name].carries_triggers
+    @property
+    def carriers(self) -> dict[str, bool]:
+        """The brokers that this process can publish to, each with whether it carries triggers (or the row itself is the message)."""
+        return {name: transport.carries_triggers for name, transport in self.transports.items()}
+
+    def follow_routes(self, left_behind: Sequence[Place]) -> None:
+        """Have this process's worker, if it has one, fetch from the brokers that are routes now, and from where something was left."""
+        if self._worker_side.consumption is not None:
+            self._worker_side.consumption.follow(left_behind)
 
     def wake_services(self, within: float) -> None:
         """Something waits that will be due in ``within`` seconds."""
@@ -314,7 +357,7 @@ class SwitchyardBroker(Broker):
     def close(self) -> None:
         """Publish what is left, close every connection."""
         self.publisher.close()
-        for transport in self._transports.values():
+        for transport in self.transports.values():
             transport.close()
         self.database.close()
 

@@ -47,7 +47,7 @@ class Fetcher(ABC):
     """A thread that claims jobs for one worker process until it is stopped.
 
     Parameters:
-        queues: the queues to serve, asked in every round.
+        queues: the queues to serve, asked in every round; while there are none it rests.
         actors: the actors this process knows, asked in every round.
         paused: whether Dramatiq's ``Worker.pause()`` is in force.
     """
@@ -91,7 +91,7 @@ class Fetcher(ABC):
         outage = Outage(f"fetcher {self._transport.name}")
         while not self._stop.is_set():
             try:
-                if self._paused():
+                if self._paused() or not self._queues():
                     self._stop.wait(0.1)
                     continue
                 self._round()

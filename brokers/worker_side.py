@@ -21,7 +21,7 @@ from dramatiq.errors import QueueNotFound
 from dramatiq.middleware import SkipMessage
 from structlog.stdlib import get_logger
 
-from brokers.fetcher import Fetcher, make_fetcher
+from brokers.consumption import Consumption
 from brokers.message import ClaimedMessage
 from errors import LedgerUnavailable
 from ledger.database import require_migrated
@@ -92,7 +92,7 @@ class WorkerSide(Middleware):
 
     def __init__(self, broker: SwitchyardBroker) -> None:
         self._broker = broker
-        self._fetchers: list[Fetcher] = []
+        self.consumption: Consumption | None = None
         self._worker: Worker | None = None
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
@@ -111,6 +111,7 @@ class WorkerSide(Middleware):
                 threads=worker.worker_threads,
                 queues=queues,
                 actors=lambda: sorted(ours.actors),
+                routes=ours.routes,
                 on_waiting=ours.wake_services,
             )
             node.start()
@@ -123,33 +124,30 @@ class WorkerSide(Middleware):
         if multiprocessing.parent_process() is not None:
             # Dramatiq's command leaves at a second signal by SystemExit, perhaps before it has begun to stop the worker.
             Finalize(None, self._leave, exitpriority=0)
-        self._fetchers = [
-            make_fetcher(transport, node, queues, lambda: list(ours.actors), self._is_paused)
-            for transport in ours.consumed_transports()
-        ]
+        self.consumption = Consumption(ours.transports, ours.routes, node, queues, lambda: list(ours.actors), self._is_paused)
 
     def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
         """Threads are there to work: fetch."""
-        node = self._broker.node
+        node, consumption = self._broker.node, self.consumption
         assert node is not None
+        assert consumption is not None
         # What is there now stays: the collector need not walk over every imported module each time that jobs made some garbage.
         gc.collect()
         gc.freeze()
-        for fetcher in self._fetchers:
-            fetcher.start()
+        consumption.follow()
         for service in self._broker.services:
             service.start(node)
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         """Fetch nothing more, give back what has not started, and start the clock of the grace."""
-        node = self._broker.node
+        node, consumption = self._broker.node, self.consumption
         assert node is not None
-        for fetcher in self._fetchers:
-            fetcher.stop()
+        assert consumption is not None
+        consumption.stop()
         node.begin_shutdown()
         for service in self._broker.services:
             service.stop()
-        self._stop_fetchers()
+        consumption.join(2.0)
         # A claim may have been under way while the first release ran.
         node.release_unstarted()
 
@@ -168,15 +166,10 @@ class WorkerSide(Middleware):
         if node is None:
             return
         node.held.close()
-        self._stop_fetchers()
+        if self.consumption is not None:
+            self.consumption.stop()
+            self.consumption.join(2.0)
         node.hurry()
-
-    def _stop_fetchers(self) -> None:
-        for fetcher in self._fetchers:
-            fetcher.stop()
-        deadline = monotonic() + 2.0
-        for fetcher in self._fetchers:
-            fetcher.join(max(0.0, deadline - monotonic()))
 
     def _is_paused(self) -> bool:
         return self._worker is not None and any(consumer.paused for consumer in self._worker.consumers.values())

@@ -6,7 +6,7 @@
     expiry    ends what waited beyond its max_age
     retention removes jobs that ended long ago
     unknown   notices jobs that no worker knows, and buries those that waited for too long
-    strays    jobs in a broker that no living worker consumes any more
+    strays    moves pending jobs from a broker that is their queue's route no more
     workers   forgets processes that died without a word
 
 One duty per file, one line each in ``keeper.duties``; ``keeper.loop`` runs them in a thread of every worker process. None needs a

@@ -27,11 +27,11 @@ DUTIES: Final = (
     # First of those that sweep: they ask what it saw.
     Duty("look", _sweep, look.sweep),
     Duty("rescue", _sweep, rescue.sweep),
-    Duty("strays", _sweep, strays.look),
+    Duty("strays", _sweep, strays.sweep),
     Duty("lost", _sweep, lost.sweep),
     Duty("expiry", _sweep, expiry.sweep),
     Duty("unknown", _sweep, unknown.sweep),
     Duty("retention", retention.period, retention.sweep),
     Duty("workers", _slowly, workers.sweep),
-    Duty("adopt", _slowly, strays.sweep),
+    Duty("declarations", _slowly, strays.forget),
 )

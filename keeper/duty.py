@@ -6,13 +6,15 @@ may raise: the loop says so, goes on with the others, and comes back to it when 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from ledger.database import BoundedConnection, Database
+from ledger.routes import Place
 from runtime.counters import Counters
 from runtime.publisher import Publisher
+from runtime.routes import Routes
 from settings import Settings
 
 
@@ -22,9 +24,15 @@ class KeepsBroker(Protocol):
     publisher: Publisher
     actors: dict[str, Any]
     queues: dict[str, None]
+    #: This process's view of the routes.
+    routes: Routes
 
-    def carries_triggers(self, name: str) -> bool:
-        """Whether a broker carries triggers, or the row itself is the message."""
+    @property
+    def carriers(self) -> dict[str, bool]:
+        """The brokers that this process can publish to, each with whether it carries triggers (or the row itself is the message)."""
+
+    def follow_routes(self, left_behind: Sequence[Place]) -> None:
+        """Fetch from the brokers that are routes now, and from where something was left behind."""
 
 
 class KeepsNode(Protocol):
@@ -54,8 +62,9 @@ class Keeping:
     broker: KeepsBroker
     #: When the connection came back after a loss (monotonic); None: it never was lost.
     connected_again_at: float | None = None
-    #: Brokers that other living workers consume: pending rows there are theirs. The strays' duty keeps it fresh.
-    elsewhere: list[str] = field(default_factory=list)
+    #: When to look for strays again (monotonic), and how many looks found none.
+    strays_at: float = 0.0
+    strays_missed: int = 0
     #: The sweep's look.
     seen: Seen = field(default_factory=Seen)
 

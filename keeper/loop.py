@@ -131,20 +131,18 @@ class Keeper:
             if rung:
                 self._alarm.hush(in_vain=True)
             return POLL if due_in is None else min(POLL, max(NAP, due_in))
-        broker = keeping.settings.broker
         relayed = relay(
             connection,
             self._broker.publisher,
-            broker=broker,
-            carries=self._broker.carries_triggers(broker),
+            own=keeping.settings.broker,
+            carriers=self._broker.carriers,
             grace=keeping.settings.lease,
-            elsewhere=keeping.elsewhere,
         )
         if rung:
             self._alarm.hush(in_vain=not relayed)
         if relayed:
             keeping.node.counters.add("relayed", relayed)
-        # Nothing relayed although something is due: the broker is down, or it is another fleet's row.
+        # Nothing relayed although something is due: its broker is down, or another keeper has it.
         return NAP if relayed else POLL
 
     def _sleep(self, seconds: float) -> None:

@@ -13,7 +13,8 @@ CHUNK: Final = 10_000
 
 
 def sweep(connection: BoundedConnection, keeping: Keeping) -> None:
-    """The duty: make due what was sent and not claimed in time. While the broker is down its rows stay untouched."""
-    broker = keeping.settings.broker
-    if not keeping.broker.publisher.is_open(broker):
+    """The duty: make due what was sent and not claimed in time. While a broker is down its rows stay untouched."""
+    for broker, carries in keeping.broker.carriers.items():
+        if not carries or keeping.broker.publisher.is_open(broker):
+            continue
         connection.execute(SQL["stale_due"], {"broker": broker, "limit": CHUNK, "now": None})

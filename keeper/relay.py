@@ -2,17 +2,19 @@
 
 This one duty is behind delays, retries, crash repair and recovery from a broker's loss: whatever goes wrong, a waiting row becomes due, and
 is offered again. Of those whose trigger is out already ``keeper.lost`` makes due what is gone. Rows are claimed by pushing back their next
-look; the publisher gets them after that commit. While the broker is known to be down its rows stay untouched.
+look; the publisher gets them after that commit. Where a row goes is read from the routes in the same statement. While a broker is known to
+be down its rows stay untouched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from psycopg import Connection
 
 from ledger import write
+from ledger.records import DueJob
 from ledger.write import CHUNK
 from runtime.publisher import Publisher
 from runtime.triggers import Outgoing
@@ -21,15 +23,32 @@ from runtime.triggers import Outgoing
 ROUND: Final = 10 * CHUNK
 
 
-def relay(
-    connection: Connection[Any], publisher: Publisher, *, broker: str, carries: bool, grace: float, elsewhere: Sequence[str]
-) -> int:
-    """Publish what is due. Returns how many rows; ``ROUND`` means that there may be more."""
+def relay(connection: Connection[Any], publisher: Publisher, *, own: str, carriers: Mapping[str, bool], grace: float) -> int:
+    """Publish what is due, each row at the route of its queue. Returns how many rows; ``ROUND`` means that there may be more.
+
+    Parameters:
+        own: the broker of this process's settings, for queues that have no route yet.
+        carriers: the brokers that this process can publish to, each with whether it carries triggers.
+        grace: seconds after which a trigger that was not claimed is looked for.
+    """
+    carrying = [name for name, carries in carriers.items() if carries]
     relayed = 0
-    while relayed < ROUND and not publisher.is_open(broker):
-        due = write.relay_due(connection, broker=broker, carries=carries, grace=grace, elsewhere=elsewhere)
-        publisher.offer(broker, [Outgoing(row.id, row.queue, row.actor, row.priority) for row in due])
+    while relayed < ROUND:
+        reachable = [name for name in carriers if not publisher.is_open(name)]
+        if not reachable:
+            break
+        due = write.relay_due(connection, own=own, carrying=carrying, reachable=reachable, grace=grace)
+        offer(publisher, due)
         relayed += len(due)
         if len(due) < CHUNK:
             break
     return relayed
+
+
+def offer(publisher: Publisher, jobs: Sequence[DueJob]) -> None:
+    """Hand rows to the publisher, each for the broker it is pending at."""
+    by_broker: dict[str, list[Outgoing]] = {}
+    for job in jobs:
+        by_broker.setdefault(job.broker, []).append(Outgoing(job.id, job.queue, job.actor, job.priority))
+    for broker, batch in by_broker.items():
+        publisher.offer(broker, batch)

@@ -1,47 +1,77 @@
-"""Strays: pending jobs in a broker that no living worker consumes any more, after BROKER was changed and the fleet restarted.
+"""Strays: pending jobs whose trigger lies in a broker that is their queue's route no more, after a switch.
 
-They are made due, and the relay of a living worker publishes them to its own broker. The triggers they leave behind are harmless: should
-anybody ever fetch them, the claim refuses what is not pending.
+They are moved in chunks: the row names the new broker, then the trigger is published there. The one left behind is harmless, since the
+claim refuses what is not pending. Each row moves once per change of its route, whichever keeper comes first, by one that reaches the new
+broker; until one does, the workers go on fetching from the old one. Senders whose view is a second old may still write strays, so the
+look is repeated, ever less often while it finds none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final
+from time import monotonic
+from typing import Final
 
-from psycopg import Connection
 from structlog.stdlib import get_logger
 
 from keeper.duty import Keeping
+from keeper.relay import offer
+from ledger import routes
 from ledger.database import BoundedConnection
+from ledger.routes import EVERY_QUEUE, Place
 from ledger.sql import SQL
+from ledger.write import CHUNK
 
 logger = get_logger(__name__)
 
-#: Rows adopted in one go.
-CHUNK: Final = 10_000
+#: Most rows of one turn, so that the relay and the other duties get theirs in between.
+ROUND: Final = 10 * CHUNK
+#: Longest pause between two looks, in seconds: what a forgetful sender sent to the Postgres broker waits for nothing else.
+LONGEST: Final = 30.0
 
 
-def look(connection: BoundedConnection, keeping: Keeping) -> None:
-    """The duty: know which brokers others consume, so that the relay leaves their rows alone."""
-    keeping.elsewhere = [name for name in living_brokers(connection) if name != keeping.settings.broker]
+def sweep(connection: BoundedConnection, keeping: Keeping) -> float | None:
+    """The duty: learn the routes; move what lies elsewhere; have the fetchers follow."""
+    broker, now = keeping.broker, monotonic()
+    found = routes.routes(connection)
+    changed = broker.routes.learn(found)
+    if changed:
+        keeping.strays_missed = 0
+    elif now < keeping.strays_at:
+        return None
+    if not any(route.queue == EVERY_QUEUE for route in found):
+        # No worker has declared anything, so nothing can be elsewhere.
+        return None
+    strays = [place for place in routes.pending_places(connection) if broker.routes.of(place.queue) != place.broker]
+    moved, left = _move(connection, keeping, strays)
+    broker.follow_routes(left)
+    keeping.strays_missed = 0 if strays else keeping.strays_missed + 1
+    sweep_ = keeping.settings.sweep
+    keeping.strays_at = now + min(max(LONGEST, sweep_), sweep_ * 2**keeping.strays_missed)
+    return 0.0 if moved >= ROUND else None
 
 
-def sweep(connection: BoundedConnection, _: Keeping) -> None:
-    """The duty: adopt what nobody consumes."""
-    adopt(connection, living_brokers(connection))
+def _move(connection: BoundedConnection, keeping: Keeping, strays: list[Place]) -> tuple[int, list[Place]]:
+    """Move what can be moved. Returns how many rows, and where some may be left."""
+    broker, moved = keeping.broker, 0
+    left: list[Place] = []
+    for place in strays:
+        to = broker.routes.of(place.queue)
+        there = 0
+        while moved < ROUND and to in broker.carriers and not broker.publisher.is_open(to):
+            jobs = routes.move_pending(connection, place, to, carries=broker.carriers[to], grace=keeping.settings.lease)
+            offer(broker.publisher, jobs)
+            moved += len(jobs)
+            there += len(jobs)
+            if len(jobs) < CHUNK:
+                break
+        else:
+            left.append(place)
+        if there:
+            logger.info("moved pending jobs to the route of their queue", queue=place.queue, old=place.broker, new=to, jobs=there)
+            keeping.node.counters.add("moved", there)
+    return moved, left
 
 
-def living_brokers(connection: Connection[Any]) -> list[str]:
-    """The brokers that living workers consume."""
-    return [row[0] for row in connection.execute(SQL["living_brokers"]).fetchall()]
-
-
-def adopt(connection: Connection[Any], living: Sequence[str]) -> int:
-    """Make due what nobody consumes. Returns how many rows."""
-    adopted = connection.execute(SQL["adopt_triggers"], {"living": list(living), "limit": CHUNK}).rowcount
-    if "postgres" not in living:
-        adopted += connection.execute(SQL["adopt_rows"], {"limit": CHUNK}).rowcount
-    if adopted:
-        logger.info("adopted jobs of a broker that no worker consumes any more", jobs=adopted)
-    return adopted
+def forget(connection: BoundedConnection, _: Keeping) -> None:
+    """The duty: forget what was declared long ago."""
+    connection.execute(SQL["forget_declarations"])

@@ -96,12 +96,13 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class DueJob:
-    """A row that the relay made pending, to be published."""
+    """A row that was made pending at a broker, to be published there."""
 
     id: int
     queue: str
     actor: str
     priority: int
+    broker: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,8 @@ class WorkerRow:
     queues: list[str]
     threads: int
     lease: float
+    routes: dict[str, str] = field(default_factory=dict)
+    consumes: list[str] = field(default_factory=list)
     running: int = 0
     counters: dict[str, int] = field(default_factory=dict)
     #: The actors it knows; None: it does not say.

@@ -309,6 +309,8 @@ def beat(connection: Conn, worker: WorkerRow) -> None:
             "counters": json.dumps(worker.counters),
             "lease": worker.lease,
             "actors": worker.actors,
+            "routes": json.dumps(worker.routes),
+            "consumes": worker.consumes,
         },
     )
 
@@ -344,25 +346,26 @@ def append_log(connection: Conn, id_: int, token: str, lines: Sequence[str], age
 def relay_due(
     connection: Conn,
     *,
-    broker: str,
-    carries: bool,
+    own: str,
+    carrying: Sequence[str],
+    reachable: Sequence[str],
     grace: float = PUBLISH_GRACE,
-    elsewhere: Sequence[str] = (),
     limit: int = CHUNK,
     now: object = None,
 ) -> list[DueJob]:
-    """Make up to ``limit`` due rows pending in ``broker`` and push back their next look; the caller publishes them.
+    """Make up to ``limit`` due rows pending, each at the route of its queue, and push back their next look; the caller publishes them.
 
     Parameters:
-        carries: whether the broker carries triggers; if not, the rows need no further look.
+        own: the broker of the caller's settings, for queues that have no route yet.
+        carrying: the brokers that carry triggers; at the others rows need no further look.
+        reachable: the brokers that the caller can publish to; rows of the others are left alone.
         grace: seconds after which a trigger that was not claimed is looked for; LEASE.
-        elsewhere: brokers that other living workers consume; pending rows there are left alone.
         now: a ``datetime`` instead of the database's clock, for tests.
     """
     parameters = {
-        "broker": broker,
-        "carries": carries,
-        "elsewhere": list(elsewhere),
+        "own": own,
+        "carrying": list(carrying),
+        "reachable": list(reachable),
         "limit": limit,
         "grace": grace,
         "now": now,

@@ -22,7 +22,9 @@ from ledger.database import BoundedConnection, Database
 from ledger.records import WorkerRow
 from runtime.claims import LEASE_MARGIN, Claim, HeldClaims
 from runtime.counters import Counters
+from runtime.declaring import Declaring
 from runtime.outage import Outage
+from runtime.routes import Routes
 
 logger = get_logger(__name__)
 
@@ -40,6 +42,7 @@ class Heartbeat:
         counters: Counters,
         worker: WorkerRow,
         queues: Callable[[], list[str]],
+        routes: Routes,
         actors: Callable[[], list[str] | None] = lambda: None,
     ) -> None:
         self._database = database
@@ -48,6 +51,9 @@ class Heartbeat:
         self._worker = worker
         self._queues = queues
         self._actors = actors
+        self._declaring = Declaring(routes, held.lease)
+        #: The brokers that the process fetches from, for its row.
+        self.consumes: list[str] = []
         self._stop = threading.Event()
         self._connection: BoundedConnection | None = None
         self._thread = threading.Thread(target=self._run, name="switchyard-heartbeat", daemon=True)
@@ -104,9 +110,11 @@ class Heartbeat:
             self._extend(connection, began)
         self._worker.queues = self._queues()
         self._worker.actors = self._actors()
+        self._worker.consumes = self.consumes
         self._worker.running = len(self._held.running)
         self._worker.counters = self._counters.snapshot()
         write.beat(connection, self._worker)
+        self._declaring.beat(connection)
         self._release_waiting(connection)
 
     def _extend(self, connection: BoundedConnection, now: float) -> None:

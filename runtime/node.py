@@ -34,6 +34,7 @@ from runtime.counters import Counters
 from runtime.flusher import Flusher
 from runtime.heartbeat import Heartbeat
 from runtime.identity import worker_id
+from runtime.routes import Routes
 from runtime.workqueue import WorkQueue
 from settings import Settings
 
@@ -50,6 +51,7 @@ class WorkerNode:
 
     Parameters:
         queues: the queues it consumes, asked at every heartbeat.
+        routes: this process's view of the routes, kept fresh by the heartbeat.
         actors: the actors it knows, asked at every heartbeat; None: it does not say.
         on_waiting: told the seconds until the soonest job that this process sent into waiting.
     """
@@ -61,6 +63,7 @@ class WorkerNode:
         *,
         threads: int,
         queues: Callable[[], list[str]],
+        routes: Routes,
         actors: Callable[[], list[str] | None] = lambda: None,
         on_waiting: Callable[[float], None] = lambda _: None,
     ) -> None:
@@ -79,8 +82,9 @@ class WorkerNode:
             queues=queues(),
             threads=threads,
             lease=settings.lease,
+            routes=routes.declared,
         )
-        self.heartbeat = Heartbeat(database, self.held, self.counters, row, queues, actors)
+        self.heartbeat = Heartbeat(database, self.held, self.counters, row, queues, routes, actors)
         self._stopped = threading.Event()
         self._grace_over = threading.Event()
         self._shutting_down = False

@@ -74,6 +74,7 @@ class Publisher:
         probe: raises ``PublishFailed`` while a broker, by name, cannot be reached.
         make_due: told the ids of rows whose trigger may not have arrived; must not raise.
         grace: seconds a trigger may take to be claimed before it is looked for.
+        published: told, in the publisher's thread, what went to a broker, and now and then nothing while it is down; must not raise.
     """
 
     def __init__(
@@ -83,11 +84,13 @@ class Publisher:
         make_due: Callable[[Sequence[int]], None],
         *,
         grace: float,
+        published: Callable[[str, Sequence[Outgoing]], None] = lambda _, __: None,
     ) -> None:
         self._outlet = outlet
         self._probe = probe
         self._make_due = make_due
         self._grace = grace
+        self._published = published
         self._lock = threading.Lock()
         self._pid = 0
         self._reset()
@@ -191,11 +194,13 @@ class Publisher:
                 ids = [trigger.job_id for trigger in chunk]
                 if self._attempt(broker, circuit, lambda chunk=chunk: circuit.outlet.publish(chunk), ids):  # type: ignore[misc]
                     circuit.pause = RETRY_MIN
+                    self._published(broker, chunk)
 
     def _tidy(self, broker: str, circuit: _Circuit) -> None:
         if not circuit.open:
             self._attempt(broker, circuit, circuit.outlet.idle)
         elif monotonic() >= circuit.retry_at:
+            self._published(broker, ())
             try:
                 self._probe(broker)
             except Exception as error:

@@ -2,11 +2,13 @@
 
 -- name: beat
 -- The process is alive.
-INSERT INTO switchyard.worker (id, host, pid, broker, queues, threads, running, counters, lease_seconds, actors)
-VALUES (%(id)s, %(host)s, %(pid)s, %(broker)s, %(queues)s, %(threads)s, %(running)s, %(counters)s, %(lease)s, %(actors)s)
+INSERT INTO switchyard.worker (id, host, pid, broker, queues, threads, running, counters, lease_seconds, actors, routes, consumes)
+VALUES (
+    %(id)s, %(host)s, %(pid)s, %(broker)s, %(queues)s, %(threads)s, %(running)s, %(counters)s, %(lease)s, %(actors)s, %(routes)s, %(consumes)s
+)
 ON CONFLICT (id) DO UPDATE
 SET beat_at = clock_timestamp(), queues = excluded.queues, running = excluded.running, counters = excluded.counters,
-    actors = excluded.actors;
+    actors = excluded.actors, consumes = excluded.consumes;
 
 -- name: extend_leases
 -- Its claims live on, and the rows learn when their execution started. Rows locked by another statement are skipped.

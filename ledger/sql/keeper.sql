@@ -8,30 +8,46 @@
 --      stays as it is, so that nobody writes a row to learn that a backlog is a backlog.
 
 -- name: relay_due
--- Rows that are due: scheduled and retrying ones become pending, pending ones are offered again. The next look is pushed back
--- first (by a grace, doubling up to 15 min for those that are put off again and again; never for the Postgres broker, whose row is the
--- message); the caller publishes after the commit. Rows in a broker that other living workers consume (elsewhere) are theirs.
+-- Rows that are due: scheduled and retrying ones become pending, pending ones are offered again, each at the route of its queue (before any
+-- worker declared one: at the caller's own broker). Read here and not by the caller, so that no keeper acts on a route of yesterday. The
+-- next look is pushed back first (by a grace, doubling up to 15 min for those that are put off again and again; never for the Postgres
+-- broker, whose row is the message); the caller publishes after the commit. Rows whose broker the caller cannot reach stay untouched.
 WITH due AS MATERIALIZED (
     SELECT id
-    FROM switchyard.job
+    FROM switchyard.job AS j
     WHERE (state = 'pending' AND publish_count > 0 AND NOT suspect AND wait_reason IS NULL)::int = 0
         AND next_publish_at <= coalesce(%(now)s, clock_timestamp()) AND state IN ('scheduled', 'retrying', 'pending')
-        AND (state <> 'pending' OR broker = %(broker)s OR NOT (broker = ANY(%(elsewhere)s::text[])))
+        AND coalesce(
+            (SELECT r.broker FROM switchyard.route AS r WHERE r.queue = j.queue),
+            (SELECT r.broker FROM switchyard.route AS r WHERE r.queue = '*'),
+            %(own)s
+        ) = ANY(%(reachable)s::text[])
     ORDER BY next_publish_at
     LIMIT %(limit)s
     FOR UPDATE SKIP LOCKED
 )
 UPDATE switchyard.job AS j
-SET state = 'pending', broker = %(broker)s,
-    next_publish_at = CASE
-        WHEN %(carries)s THEN coalesce(%(now)s, clock_timestamp()) + make_interval(secs => CASE
-            WHEN j.suspect OR j.wait_reason IS NOT NULL THEN least(%(grace)s * 2 ^ least(abs(j.publish_count), 10), 900)
-            ELSE %(grace)s
-        END)
-    END,
-    publish_count = abs(j.publish_count) + 1
+SET state = 'pending', publish_count = abs(j.publish_count) + 1,
+    (broker, next_publish_at) = (
+        SELECT
+            goal.broker,
+            CASE
+                WHEN goal.broker = ANY(%(carrying)s::text[])
+                    THEN coalesce(%(now)s, clock_timestamp()) + make_interval(secs => CASE
+                        WHEN j.suspect OR j.wait_reason IS NOT NULL THEN least(%(grace)s * 2 ^ least(abs(j.publish_count), 10), 900)
+                        ELSE %(grace)s
+                    END)
+            END
+        FROM (
+            SELECT coalesce(
+                (SELECT r.broker FROM switchyard.route AS r WHERE r.queue = j.queue),
+                (SELECT r.broker FROM switchyard.route AS r WHERE r.queue = '*'),
+                %(own)s
+            ) AS broker
+        ) AS goal
+    )
 WHERE j.id = ANY(ARRAY(SELECT id FROM due))
-RETURNING j.id, j.queue, j.actor, j.priority;
+RETURNING j.id, j.queue, j.actor, j.priority, j.broker;
 
 -- name: next_due
 -- When the relay has to wake up, in seconds from now; null when nothing waits.
@@ -61,40 +77,6 @@ RETURNING j.id;
 UPDATE switchyard.job
 SET next_publish_at = clock_timestamp(), publish_count = -abs(publish_count)
 WHERE id = ANY(%(ids)s::bigint[]) AND state = 'pending' AND next_publish_at IS NOT NULL;
-
--- name: living_brokers
--- Which brokers have a living worker.
-SELECT DISTINCT broker FROM switchyard.worker WHERE beat_at > clock_timestamp() - make_interval(secs => lease_seconds);
-
--- name: adopt_rows
--- Pending rows of the Postgres broker that no living worker consumes: due, so that this process's relay publishes them elsewhere.
-UPDATE switchyard.job AS j
-SET next_publish_at = clock_timestamp(), publish_count = -abs(j.publish_count)
-FROM (
-    SELECT id
-    FROM switchyard.job
-    WHERE state = 'pending' AND broker = 'postgres' AND next_publish_at IS NULL
-    ORDER BY queue, suspect, priority, id
-    LIMIT %(limit)s
-    FOR UPDATE SKIP LOCKED
-) AS stray
-WHERE j.id = stray.id
-RETURNING j.id;
-
--- name: adopt_triggers
--- Pending rows whose trigger lies in a broker that no living worker consumes: due at once.
-UPDATE switchyard.job AS j
-SET next_publish_at = clock_timestamp(), publish_count = -abs(j.publish_count)
-FROM (
-    SELECT id
-    FROM switchyard.job
-    WHERE (state = 'pending' AND publish_count > 0 AND NOT suspect AND wait_reason IS NULL)::int = 1
-        AND next_publish_at IS NOT NULL AND NOT (broker = ANY(%(living)s::text[]))
-    LIMIT %(limit)s
-    FOR UPDATE SKIP LOCKED
-) AS stray
-WHERE j.id = stray.id
-RETURNING j.id;
 
 -- name: look
 -- What a sweep has to do: a probe of an index each, in one statement, so that a system at rest costs no more than that.

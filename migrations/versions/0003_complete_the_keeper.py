@@ -1,7 +1,7 @@
 """Add what the keeper's further duties need: routes, epochs, samples, and what a worker declares of itself.
 
 Lock cost: the new columns are nullable or have constant defaults, so each takes its lock for a moment; the tables are new. The index
-job_due is built anew, which holds back writes to job for a second per million waiting rows.
+job_due is built anew and the index job_placed is new, which holds back writes to job for some seconds per million waiting rows.
 Deploy: before the workers that need it; older ones go on working.
 """
 
@@ -35,14 +35,34 @@ def upgrade() -> None:
     )
     op.add_column("worker", sa.Column("routes", JSONB, nullable=False, server_default=sa.text("'{}'")), schema="switchyard")
     op.add_column("worker", sa.Column("actors", ARRAY(sa.Text)), schema="switchyard")
+    op.add_column(
+        "worker",
+        sa.Column("consumes", ARRAY(sa.Text), nullable=False, server_default=sa.text("'{}'")),
+        schema="switchyard",
+    )
     op.create_table(
         "route",
         sa.Column("queue", sa.Text, primary_key=True),
         sa.Column("broker", sa.Text, nullable=False),
         sa.Column("version", sa.BigInteger, nullable=False, server_default=sa.text("1")),
-        sa.Column("superseded", ARRAY(sa.Text), nullable=False, server_default=sa.text("'{}'")),
+        sa.Column("overruled", ARRAY(sa.Text), nullable=False, server_default=sa.text("'{}'")),
         sa.Column("changed_at", sa.DateTime(timezone=True), nullable=False, server_default=NOW),
         schema="switchyard",
+    )
+    op.create_table(
+        "declaration",
+        sa.Column("queue", sa.Text, primary_key=True),
+        sa.Column("broker", sa.Text, primary_key=True),
+        sa.Column("entered_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("until", sa.DateTime(timezone=True), nullable=False),
+        schema="switchyard",
+    )
+    op.create_index(
+        "job_placed",
+        "job",
+        ["broker", "queue"],
+        schema="switchyard",
+        postgresql_where=sa.text("state = 'pending' AND broker <> 'postgres'"),
     )
     op.create_table(
         "epoch",
@@ -89,10 +109,12 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.execute("DROP TRIGGER job_legal_removal ON switchyard.job")
     op.execute("DROP FUNCTION switchyard.refuse_removal()")
-    for table in ("sample", "duty", "epoch", "route"):
+    op.drop_index("job_placed", "job", schema="switchyard")
+    for table in ("sample", "duty", "epoch", "declaration", "route"):
         op.drop_table(table, schema="switchyard")
     op.drop_index("job_expiry", table_name="job", schema="switchyard")
     for table, column in (
+        ("worker", "consumes"),
         ("worker", "actors"),
         ("worker", "routes"),
         ("job", "expires_at"),

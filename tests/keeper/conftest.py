@@ -6,6 +6,7 @@ import pytest
 
 from ledger.database import Database
 from runtime.counters import Counters
+from runtime.routes import Routes
 from settings import load
 
 
@@ -39,8 +40,15 @@ class Broker:
         self.actors = dict.fromkeys(actors)
         self.queues = dict.fromkeys(queues)
 
-    def carries_triggers(self, name):
-        return name != "postgres"
+        self.routes = Routes({"*": "postgres"})
+        self.followed = []
+
+    @property
+    def carriers(self):
+        return {"postgres": False, "redis": True, "rabbitmq": True}
+
+    def follow_routes(self, left_behind):
+        self.followed.append(list(left_behind))
 
 
 @pytest.fixture

@@ -6,10 +6,9 @@ import pytest
 
 from keeper import relay as module
 from keeper.relay import relay
-from keeper.strays import adopt, living_brokers
 from ledger import write
 from ledger.database import Database
-from tests.ledger.factory import add, fetch, worker_row
+from tests.ledger.factory import add
 
 
 class Publisher:
@@ -46,7 +45,7 @@ def due(ledger, count):
 
 
 def run(ledger, publisher):
-    return relay(ledger, publisher, broker="redis", carries=True, grace=30.0, elsewhere=[])
+    return relay(ledger, publisher, own="redis", carriers={"redis": True}, grace=30.0)
 
 
 def test_everything_due_is_published_once(ledger):
@@ -72,20 +71,3 @@ def test_a_broker_that_goes_down_stops_the_round_and_leaves_the_rest_untouched(l
 
     assert run(ledger, publisher) == 10
     assert ledger.execute("SELECT count(*) FROM switchyard.job WHERE next_publish_at <= clock_timestamp()").fetchone() == (15,)
-
-
-def test_jobs_in_a_broker_that_nobody_consumes_are_adopted(ledger):
-    carried = add(ledger, broker="rabbitmq", grace=30.0)
-    row_only = add(ledger, broker="postgres")
-    ours = add(ledger, broker="redis", grace=30.0)
-    worker = worker_row()
-    worker.broker = "redis"
-    write.beat(ledger, worker)
-    publisher = Publisher()
-
-    assert adopt(ledger, living_brokers(ledger)) == 2
-    assert run(ledger, publisher) == 2
-
-    assert sorted(publisher.offered) == sorted([carried, row_only])
-    assert [fetch(ledger, id_, "broker") for id_ in (carried, row_only, ours)] == ["redis"] * 3
-    assert adopt(ledger, living_brokers(ledger)) == 0

@@ -49,4 +49,6 @@ def ledger(connect: Callable[[], BoundedConnection]) -> BoundedConnection:
     connection = connect()
     clear(connection)
     connection.execute("DELETE FROM switchyard.worker")
+    connection.execute("DELETE FROM switchyard.route")
+    connection.execute("DELETE FROM switchyard.declaration")
     return connection

@@ -9,7 +9,7 @@ from uuid import uuid4
 from psycopg import Connection
 
 from ledger import write
-from ledger.records import ClaimedJob, Finish, NewJob, WorkerRow
+from ledger.records import ClaimedJob, DueJob, Finish, NewJob, WorkerRow
 from ledger.states import State
 
 Conn = Connection[Any]
@@ -122,6 +122,12 @@ def clear(ledger: Conn) -> None:
 def worker_row(id_: str = "w1", *, lease: float = LEASE) -> WorkerRow:
     """A worker process's account of itself."""
     return WorkerRow(id=id_, host="here", pid=1, broker="postgres", queues=["default"], threads=8, lease=lease)
+
+
+def relay_due(ledger: Conn, broker: str = "postgres", **fields: Any) -> list[DueJob]:
+    """Relay as a keeper whose settings name ``broker`` and that reaches every broker."""
+    everywhere = {"carrying": ["redis", "rabbitmq"], "reachable": ["postgres", "redis", "rabbitmq"]}
+    return write.relay_due(ledger, own=broker, **(everywhere | fields))
 
 
 def age_lease(ledger: Conn, *ids: int, seconds: float = 3_600.0) -> None:

@@ -18,6 +18,7 @@ from tests.ledger.factory import (
     failed,
     fetch,
     history,
+    relay_due,
     released,
     row,
     token,
@@ -66,7 +67,7 @@ def test_the_last_failure_is_a_dead_letter(ledger):
 def test_a_success_after_failures_keeps_them_in_the_history_alone(ledger):
     id_ = add(ledger)
     write.finish(ledger, [failed(id_, claim(ledger, id_), delay=0.0)])
-    write.relay_due(ledger, broker="postgres", carries=False)
+    relay_due(ledger)
     by = claim(ledger, id_)
 
     write.finish(ledger, [completed(id_, by)])
@@ -185,7 +186,7 @@ def test_race_7_a_repeated_retry_does_not_touch_the_next_attempt(ledger):
     id_ = add(ledger)
     entry = failed(id_, claim(ledger, id_), delay=0.0)
     write.finish(ledger, [entry])
-    write.relay_due(ledger, broker="postgres", carries=False)
+    relay_due(ledger)
     claim(ledger, id_, holder="w2")
     before = row(ledger, id_)
 

@@ -23,7 +23,7 @@ from ledger.database import Database
 from ledger.records import Finish
 from ledger.sql import SQL
 from ledger.states import TERMINAL, WAITING, State, is_legal
-from tests.ledger.factory import clear, completed, failed, new_job, released, token
+from tests.ledger.factory import clear, completed, failed, new_job, relay_due, released, token
 
 MAX_LOST = 2
 LONG = 300 * 365 * 86_400.0
@@ -330,17 +330,11 @@ class LedgerMachine(RuleBasedStateMachine):
             model.generation += 1
             model.attempt = model.failures = model.lost = 0
 
-    @step(weight=4, broker=BROKERS, limit=st.sampled_from([2, 1_000]), shared=st.booleans(), crash=RARELY)
-    def relay(self, _: st.DataObject, broker: str, limit: int, shared: bool, crash: bool) -> None:
-        elsewhere = [name for name in ("postgres", "redis") if name != broker] if shared else []
-        due = {
-            id_
-            for id_, job in self.jobs.items()
-            if job.due
-            and not (job.sent and not job.suspect)
-            and (job.state is not State.PENDING or job.broker == broker or job.broker not in elsewhere)
-        }
-        run = partial(write.relay_due, self.ledger, broker=broker, carries=broker != "postgres", elsewhere=elsewhere, limit=limit)
+    @step(weight=4, broker=BROKERS, limit=st.sampled_from([2, 1_000]), down=RARELY, crash=RARELY)
+    def relay(self, _: st.DataObject, broker: str, limit: int, down: bool, crash: bool) -> None:
+        due = {id_ for id_, job in self.jobs.items() if job.due and not down and not (job.sent and not job.suspect)}
+        reachable = [name for name in ("postgres", "redis") if name != broker or not down]
+        run = partial(relay_due, self.ledger, broker, reachable=reachable, limit=limit)
         if crash:
             with self.ledger.transaction(force_rollback=True):
                 assert {job.id for job in run(now=self.later())} <= due

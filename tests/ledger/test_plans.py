@@ -16,12 +16,13 @@ import pytest
 from psycopg import sql
 
 from keeper.retention import prune
-from ledger import read, write
+from ledger import read, routes, write
 from ledger.database import Database
+from ledger.routes import Place
 from ledger.sql import SQL
 from ledger.states import State
 from settings import Settings
-from tests.ledger.factory import completed, failed, new_job, token
+from tests.ledger.factory import completed, failed, new_job, relay_due, token
 from tests.rig.postgres import Databases
 
 PAST = 50_000
@@ -129,7 +130,13 @@ HOT: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
     "why_not_claimed": (lambda c: write.why_not_claimed(c, IDS), {"job_pkey"}),
     "release_unstarted": (lambda c: write.release_unstarted(c, [(id_, token()) for id_ in IDS]), set()),
     "extend_leases": (lambda c: write.extend_leases(c, [(id_, token(), 1.0) for id_ in IDS], 30.0), {"job_pkey"}),
-    "relay_due": (lambda c: write.relay_due(c, broker="redis", carries=True, grace=30.0), {"job_due"}),
+    "relay_due": (lambda c: relay_due(c, "redis"), {"job_due", "route_pkey"}),
+    "pending_places": (routes.pending_places, {"job_placed", "job_ready"}),
+    "move_pending": (
+        lambda c: routes.move_pending(c, Place("redis", "q1"), "postgres", carries=False, grace=30.0),
+        {"job_placed", "job_ready"},
+    ),
+    "reroute": (lambda c: routes.reroute(c, IDS, "redis", carries=True, grace=30.0), {"job_pkey"}),
     "next_due": (write.next_due, {"job_due"}),
     "expired_workers": (write.expired_workers, {"job_lease"}),
     "rescue_worker": (lambda c: write.rescue_worker(c, "w1", alive=False, max_lost=3), {"job_lease"}),

@@ -19,7 +19,7 @@ from ledger import write
 from ledger.database import BoundedConnection, Database
 from ledger.sql import SQL
 from tests.ledger.blocking import Meanwhile, wait_for_lock
-from tests.ledger.factory import add, age_lease, claim, completed, failed, fetch, history, new_job, row, token
+from tests.ledger.factory import add, age_lease, claim, completed, failed, fetch, history, new_job, relay_due, row, token
 
 LATER = "2100-01-01T00:00:00+00:00"
 
@@ -83,7 +83,7 @@ def rescue(connection: BoundedConnection) -> Callable[[], list[int]]:
 
 
 def relay(connection: BoundedConnection) -> Callable[[], list[int]]:
-    return lambda: [job.id for job in write.relay_due(connection, broker="postgres", carries=False, now=LATER)]
+    return lambda: [job.id for job in relay_due(connection, "postgres", now=LATER)]
 
 
 def expired(connection: BoundedConnection) -> tuple[int, str]:

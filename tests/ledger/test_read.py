@@ -23,6 +23,7 @@ from tests.ledger.factory import (
     failed,
     fetch,
     new_job,
+    relay_due,
     row,
     token,
     worker_row,
@@ -230,7 +231,7 @@ def test_attempts_are_the_history_and_the_execution_of_the_row(ledger):
     name = name_of(ledger, id_)
     assert read.attempts(ledger, name) == []
     write.finish(ledger, [failed(id_, claim(ledger, id_, holder="w1"), delay=0.0)])
-    write.relay_due(ledger, broker="postgres", carries=False)
+    relay_due(ledger)
     by = claim(ledger, id_, holder="w2")
 
     running = read.attempts(ledger, name)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from ledger import write
+from ledger import routes, write
 from ledger.states import State
-from tests.ledger.factory import add, add_in, claim, claim_next, failed, fetch, row
+from tests.ledger.factory import add, add_in, claim, claim_next, failed, fetch, relay_due, row
 from tests.rig.waiting import wait_until
 
 NEVER = "2000-01-01T00:00:00Z"
 
 
 def relay(ledger, broker="redis", **fields):
-    return write.relay_due(ledger, broker=broker, **({"carries": broker != "postgres", "grace": 30.0} | fields))
+    return relay_due(ledger, broker, **({"grace": 30.0} | fields))
 
 
 def seconds_to_next_look(ledger, id_):
@@ -22,8 +22,15 @@ def seconds_to_next_look(ledger, id_):
     ).fetchone()[0]
 
 
-def make_due(ledger, id_):
-    ledger.execute("UPDATE switchyard.job SET next_publish_at = clock_timestamp() - interval '1 s' WHERE id = %s", [id_])
+def make_due(ledger, *ids):
+    ledger.execute(
+        "UPDATE switchyard.job SET next_publish_at = clock_timestamp() - interval '1 s' WHERE id = ANY(%s)", [list(ids)]
+    )
+
+
+def declare(ledger, declared):
+    routes.declare(ledger, declared, 30.0, entering=True)
+    routes.settle(ledger, settled=False)
 
 
 @pytest.mark.parametrize("state", [State.SCHEDULED, State.RETRYING])
@@ -95,17 +102,32 @@ def test_a_claim_starts_the_pauses_again(ledger):
     assert 25 < seconds_to_next_look(ledger, id_) <= 30
 
 
-def test_pending_rows_in_a_broker_that_others_consume_are_theirs(ledger):
-    theirs = add(ledger, broker="rabbitmq", grace=0.0)
-    orphaned = add(ledger, broker="postgres", grace=0.0)
-    retry = add(ledger, broker="rabbitmq", delay=60.0)
-    make_due(ledger, retry)
+def test_each_row_goes_to_the_route_of_its_own_queue(ledger):
+    declare(ledger, {"*": "redis", "exports": "rabbitmq", "kept": "postgres"})
+    plain, exported, kept = (add(ledger, queue=queue, delay=60.0) for queue in ("default", "exports", "kept"))
+    moved = add(ledger, queue="exports", broker="redis", grace=0.0)
+    make_due(ledger, plain, exported, kept)
 
-    assert {job.id for job in relay(ledger, elsewhere=["rabbitmq"])} == {orphaned, retry}
-    assert fetch(ledger, theirs, "broker") == "rabbitmq"
+    relayed = {job.id: job.broker for job in relay(ledger, "postgres")}
 
-    assert [job.id for job in relay(ledger)] == [theirs]
-    assert fetch(ledger, theirs, "broker") == "redis"
+    assert relayed == {plain: "redis", exported: "rabbitmq", kept: "postgres", moved: "rabbitmq"}
+    assert {id_: fetch(ledger, id_, "broker") for id_ in relayed} == relayed
+    assert [fetch(ledger, id_, "next_publish_at") is None for id_ in (plain, exported, kept, moved)] == [
+        False,
+        False,
+        True,
+        False,
+    ]
+
+
+def test_rows_whose_broker_cannot_be_reached_stay_untouched(ledger):
+    declare(ledger, {"*": "redis", "exports": "rabbitmq"})
+    away, here = add(ledger, broker="redis", grace=0.0), add(ledger, broker="redis", queue="exports", grace=0.0)
+    before = row(ledger, away)
+
+    assert [job.id for job in relay(ledger, reachable=["rabbitmq", "postgres"])] == [here]
+
+    assert row(ledger, away) == before
 
 
 def test_two_relays_share_what_is_due(ledger, connect):

@@ -20,6 +20,7 @@ from tests.ledger.factory import (
     fetch,
     history,
     new_job,
+    relay_due,
     row,
     token,
     worker_row,
@@ -103,7 +104,7 @@ def test_the_start_of_an_earlier_attempt_proves_nothing(ledger, how):
     start_suspect(ledger, suspect)
     age_lease(ledger, suspect)
     rescue(ledger)
-    write.relay_due(ledger, broker="postgres", carries=False, now=LATER)
+    relay_due(ledger, now=LATER)
     if how == "by id":
         claim(ledger, suspect, suspects=True)
     else:
@@ -148,7 +149,7 @@ def test_the_guilty_wait_longer_each_time_and_are_dead_in_the_end(ledger):
         age_lease(ledger, id_)
         assert [(job.state, job.lost) for job in rescue(ledger, backoff=10.0)] == [(State.SCHEDULED, lost)]
         pauses.append(round(write.next_due(ledger)))
-        write.relay_due(ledger, broker="postgres", carries=False, now=SOON)
+        relay_due(ledger, now=SOON)
 
     start_suspect(ledger, id_)
     age_lease(ledger, id_)
@@ -279,7 +280,7 @@ def test_one_job_that_kills_its_process_among_a_thousand(ledger):
         """Live as worker processes do: a batch of plain jobs on 8 threads, or one suspect at a time; die of the poison."""
         nonlocal deaths
         for _ in range(rounds):
-            write.relay_due(ledger, broker="postgres", carries=False, now=LATER)
+            relay_due(ledger, now=LATER)
             ready = dict(write.ready_queues(ledger, ["default"], ["work"]))
             if not ready:
                 return

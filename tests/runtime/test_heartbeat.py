@@ -9,12 +9,15 @@ import pytest
 
 from ledger import write
 from runtime.heartbeat import TIME_LIMIT_GRACE, Heartbeat
+from runtime.routes import Routes
 from tests.ledger.factory import age_lease, worker_row
 
 
 @pytest.fixture
 def heartbeat(desk):
-    heartbeat = Heartbeat(desk.database, desk.held, desk.counters, worker_row("me"), lambda: ["default"])
+    heartbeat = Heartbeat(
+        desk.database, desk.held, desk.counters, worker_row("me"), lambda: ["default"], Routes({"*": "postgres"})
+    )
     yield heartbeat
     heartbeat._disconnect()
 
@@ -156,7 +159,9 @@ def test_a_row_that_is_locked_for_a_moment_is_not_lost(desk, heartbeat):
 
 
 def test_stopping_signs_off(desk):
-    heartbeat = Heartbeat(desk.database, desk.held, desk.counters, worker_row("gone"), lambda: ["default"])
+    heartbeat = Heartbeat(
+        desk.database, desk.held, desk.counters, worker_row("gone"), lambda: ["default"], Routes({"*": "postgres"})
+    )
     heartbeat.start()
     assert desk.rows("SELECT id FROM switchyard.worker") == [("gone",)]
 
