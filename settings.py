@@ -128,6 +128,9 @@ class Settings(BaseSettings):
         description="other times for single queues and actors, by comma: completed:queue:exports=1d,dead:actor:send_email=365d; an actor "
         "goes before its queue",
     )
+    sample_every: Seconds = Field(
+        default=60.0, ge=1, le=3_600, description="seconds between two samples of how full each queue is, for charts"
+    )
     max_payload_bytes: int = Field(
         default=65_536, ge=1_024, le=16_777_216, description="largest arguments of one job, in bytes of JSON"
     )

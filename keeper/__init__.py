@@ -5,6 +5,7 @@
     rescue    takes back the jobs of workers that died
     expiry    ends what waited beyond its max_age
     retention removes jobs that ended long ago
+    samples   records how full the queues are, for charts
     unknown   notices jobs that no worker knows, and buries those that waited for too long
     strays    moves pending jobs from a broker that is their queue's route no more
     workers   forgets processes that died without a word

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from keeper import expiry, look, lost, rescue, retention, strays, unknown, workers
+from keeper import expiry, look, lost, rescue, retention, samples, strays, unknown, workers
 from keeper.duty import Duty
 from settings import Settings
 
@@ -32,6 +32,7 @@ DUTIES: Final = (
     Duty("expiry", _sweep, expiry.sweep),
     Duty("unknown", _sweep, unknown.sweep),
     Duty("retention", retention.period, retention.sweep),
+    Duty("samples", lambda settings: settings.sample_every, samples.sweep),
     Duty("workers", _slowly, workers.sweep),
     Duty("declarations", _slowly, strays.forget),
 )

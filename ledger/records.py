@@ -45,8 +45,8 @@ class Enqueued:
 
 # A named tuple and not a frozen dataclass: one is built per job on the hot path, and it costs a tenth (0.4 against 4 us).
 class ClaimedJob(NamedTuple):
-    """A job as its claim returned it. ``args``, ``kwargs`` and ``options`` are as sent. ``created_ms``, ``claimed_ms`` and
-    ``expires_ms`` (the end of its max_age) are Unix times in milliseconds on the database's clock."""
+    """A job as its claim returned it. ``args``, ``kwargs`` and ``options`` are as sent. ``created_ms``, ``due_ms``,
+    ``claimed_ms`` and ``expires_ms`` (the end of its max_age) are Unix times in milliseconds on the database's clock."""
 
     id: int
     message_id: str
@@ -65,6 +65,7 @@ class ClaimedJob(NamedTuple):
     tags: list[str] | None
     expires_ms: int | None
     max_lost: int | None = None
+    due_ms: int = 0
 
 
 Outcome = Literal["failed", "lost", "released", "snoozed", "cancelled"]

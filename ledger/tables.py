@@ -12,6 +12,7 @@ SQL in ``ledger/sql``. Everything lives in a schema of its own, so that the ledg
     epoch     which life of a broker the ledger's rows were published to
     duty      what one keeper does for all: when its next turn is, and how far it got
     sample    depths and ages of the queues over time, for charts
+    activity  what the workers did in each minute, for charts
 """
 
 from __future__ import annotations
@@ -258,4 +259,20 @@ sample = Table(
     Column("retrying", BigInteger, nullable=False),
     # Seconds since the oldest pending job became due; null: none is pending.
     Column("oldest_pending", Float),
+)
+
+activity = Table(
+    "activity",
+    metadata,
+    # The minute in which the workers reported it.
+    Column("at", DateTime(timezone=True), primary_key=True),
+    Column("queue", Text, primary_key=True),
+    Column("actor", Text, primary_key=True),
+    # Executions by their end; dead are those of the failed that were the last.
+    Column("completed", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False),
+    Column("dead", BigInteger, nullable=False),
+    # How many of them waited, and ran, how long: the n-th number (from 0) counts those below 2^n milliseconds and not below 2^(n-1).
+    Column("waits", ARRAY(Integer), nullable=False),
+    Column("runs", ARRAY(Integer), nullable=False),
 )

@@ -17,7 +17,7 @@ import psycopg
 from structlog.stdlib import get_logger
 
 from errors import LedgerUnavailable
-from ledger import write
+from ledger import charts, write
 from ledger.database import BoundedConnection, Database
 from ledger.records import WorkerRow
 from runtime.claims import LEASE_MARGIN, Claim, HeldClaims
@@ -25,6 +25,7 @@ from runtime.counters import Counters
 from runtime.declaring import Declaring
 from runtime.outage import Outage
 from runtime.routes import Routes
+from runtime.tally import Tally
 
 logger = get_logger(__name__)
 
@@ -44,6 +45,7 @@ class Heartbeat:
         queues: Callable[[], list[str]],
         routes: Routes,
         actors: Callable[[], list[str] | None] = lambda: None,
+        tally: Tally | None = None,
     ) -> None:
         self._database = database
         self._held = held
@@ -54,6 +56,7 @@ class Heartbeat:
         self._declaring = Declaring(routes, held.lease)
         #: The brokers that the process fetches from, for its row.
         self.consumes: list[str] = []
+        self._tally = Tally() if tally is None else tally
         self._stop = threading.Event()
         self._connection: BoundedConnection | None = None
         self._thread = threading.Thread(target=self._run, name="switchyard-heartbeat", daemon=True)
@@ -77,6 +80,7 @@ class Heartbeat:
         self._stop.set()
         self._thread.join(2.0)
         try:
+            self._record_activity(self._connected())
             write.retire_worker(self._connected(), self._worker.id)
         except (psycopg.Error, LedgerUnavailable) as error:
             # Harmless: the keepers forget a silent worker after ten leases.
@@ -116,6 +120,7 @@ class Heartbeat:
         write.beat(connection, self._worker)
         self._declaring.beat(connection)
         self._release_waiting(connection)
+        self._record_activity(connection)
 
     def _extend(self, connection: BoundedConnection, now: float) -> None:
         claims = [claim for claim in self._held.all() if not self._overdue(claim, now)]
@@ -129,6 +134,15 @@ class Heartbeat:
                     claim.start_recorded = claim.start_recorded or claim.job.id in started
                 else:
                     self._lose(claim)
+
+    def _record_activity(self, connection: BoundedConnection) -> None:
+        entries = self._tally.take()
+        if entries:
+            try:
+                charts.record_activity(connection, entries)
+            except BaseException:
+                self._tally.put_back(entries)
+                raise
 
     def _release_waiting(self, connection: BoundedConnection) -> None:
         waited = self._held.withdraw(older_than=self._held.lease / 3)

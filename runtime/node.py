@@ -35,6 +35,7 @@ from runtime.flusher import Flusher
 from runtime.heartbeat import Heartbeat
 from runtime.identity import worker_id
 from runtime.routes import Routes
+from runtime.tally import Tally
 from runtime.workqueue import WorkQueue
 from settings import Settings
 
@@ -71,6 +72,7 @@ class WorkerNode:
         self.settings = settings
         self.database = database
         self.counters = Counters()
+        self.tally = Tally()
         self.held = HeldClaims(threads=threads, lease=settings.lease, commit_start=self._commit_start)
         self.queue = WorkQueue(self.held)
         self.flusher = Flusher(database, self.held, self.counters, on_waiting=on_waiting)
@@ -84,7 +86,7 @@ class WorkerNode:
             lease=settings.lease,
             routes=routes.declared,
         )
-        self.heartbeat = Heartbeat(database, self.held, self.counters, row, queues, routes, actors)
+        self.heartbeat = Heartbeat(database, self.held, self.counters, row, queues, routes, actors, self.tally)
         self._stopped = threading.Event()
         self._grace_over = threading.Event()
         self._shutting_down = False
@@ -98,6 +100,7 @@ class WorkerNode:
         """The execution of a claim has ended; the flusher writes how, unless the job's own transaction did."""
         if not self.held.finish(claim):
             return
+        self.tally.add(claim, finish)
         if claim.completion is Completion.COMMITTED:
             self.held.forget(claim)
         else:

@@ -12,7 +12,8 @@ WHERE id = ANY(%(ids)s::bigint[]) AND state = 'pending' AND suspect = %(suspects
 RETURNING id, message_id::text, queue, actor, payload, options, generation, attempt, failures, max_attempts, suspect,
     (extract(epoch FROM created_at) * 1000)::bigint AS created_ms,
     (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS claimed_ms, parent_id::text, tags,
-    (extract(epoch FROM expires_at) * 1000)::bigint AS expires_ms, max_lost;
+    (extract(epoch FROM expires_at) * 1000)::bigint AS expires_ms, max_lost,
+    (extract(epoch FROM run_at) * 1000)::bigint AS due_ms;
 
 -- name: claim_next
 -- The next rows of one queue of the Postgres broker, by priority, then age. One queue a time: over several, no index gives the
@@ -34,14 +35,16 @@ WHERE j.id = ANY(ARRAY(SELECT id FROM picked))
 RETURNING j.id, message_id::text, queue, actor, payload, options, generation, attempt, failures, max_attempts, suspect,
     (extract(epoch FROM created_at) * 1000)::bigint AS created_ms,
     (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS claimed_ms, parent_id::text, tags,
-    (extract(epoch FROM expires_at) * 1000)::bigint AS expires_ms, max_lost, priority;
+    (extract(epoch FROM expires_at) * 1000)::bigint AS expires_ms, max_lost,
+    (extract(epoch FROM run_at) * 1000)::bigint AS due_ms, priority;
 
 -- name: claimed_with_token
 -- A claim's reply was lost: what did it take?
 SELECT id, message_id::text, queue, actor, payload, options, generation, attempt, failures, max_attempts, suspect,
     (extract(epoch FROM created_at) * 1000)::bigint AS created_ms,
     (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS claimed_ms, parent_id::text, tags,
-    (extract(epoch FROM expires_at) * 1000)::bigint AS expires_ms, max_lost
+    (extract(epoch FROM expires_at) * 1000)::bigint AS expires_ms, max_lost,
+    (extract(epoch FROM run_at) * 1000)::bigint AS due_ms
 FROM switchyard.job
 WHERE worker = %(worker)s AND token = %(token)s AND state = 'running'
 ORDER BY priority, id;

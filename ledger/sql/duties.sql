@@ -57,3 +57,75 @@ SELECT
         OR (SELECT max(created_at) FROM page)
             > coalesce(%(now)s, clock_timestamp()) - make_interval(secs => (SELECT min(seconds) FROM rule))
     ) AS over;
+
+-- name: sample
+-- What is on its way through each queue that holds anything or that a living worker consumes: one row per queue and interval, whoever
+-- writes it. An active row is running, or has a next_publish_at, or is pending in the Postgres broker: read.sql says why.
+INSERT INTO switchyard.sample (at, queue, scheduled, pending, running, retrying, oldest_pending)
+SELECT
+    to_timestamp(floor(extract(epoch FROM clock_timestamp()) / %(every)s) * %(every)s),
+    coalesce(a.queue, w.queue),
+    count(*) FILTER (WHERE a.state = 'scheduled'),
+    count(*) FILTER (WHERE a.state = 'pending'),
+    count(*) FILTER (WHERE a.state = 'running'),
+    count(*) FILTER (WHERE a.state = 'retrying'),
+    CASE
+        WHEN count(*) FILTER (WHERE a.state = 'pending') > 0
+            THEN greatest(extract(epoch FROM clock_timestamp() - min(a.run_at) FILTER (WHERE a.state = 'pending')), 0)
+    END
+FROM (
+    SELECT queue, state, run_at FROM switchyard.job WHERE state = 'running'
+    UNION ALL
+    SELECT queue, state, run_at FROM switchyard.job WHERE next_publish_at IS NOT NULL
+    UNION ALL
+    SELECT queue, state, run_at FROM switchyard.job WHERE state = 'pending' AND broker = 'postgres' AND next_publish_at IS NULL
+) AS a
+FULL JOIN (
+    SELECT DISTINCT unnest(queues) AS queue
+    FROM switchyard.worker
+    WHERE beat_at > clock_timestamp() - make_interval(secs => lease_seconds)
+) AS w ON w.queue = a.queue
+GROUP BY coalesce(a.queue, w.queue)
+ON CONFLICT (at, queue) DO NOTHING;
+
+-- name: until_next_sample
+-- Seconds until the next interval begins.
+SELECT %(every)s - mod(extract(epoch FROM clock_timestamp())::numeric, %(every)s::numeric)::float8;
+
+-- name: forget_samples
+-- What charts do not show any more.
+DELETE FROM switchyard.sample WHERE at < clock_timestamp() - make_interval(secs => %(keep)s);
+
+-- name: forget_activity
+-- What charts do not show any more.
+DELETE FROM switchyard.activity WHERE at < clock_timestamp() - make_interval(secs => %(keep)s);
+
+-- name: record_activity
+-- What one process ended since it last said so, added to what others say of the same minute; in the order of the key, so that two of
+-- them do not wait for each other in a circle.
+INSERT INTO switchyard.activity AS a (at, queue, actor, completed, failed, dead, waits, runs)
+SELECT date_trunc('minute', statement_timestamp()), u.queue, u.actor, u.completed, u.failed, u.dead, u.waits::int[], u.runs::int[]
+FROM unnest(
+    %(queues)s::text[], %(actors)s::text[], %(completed)s::bigint[], %(failed)s::bigint[], %(dead)s::bigint[],
+    %(waits)s::text[], %(runs)s::text[]
+) AS u (queue, actor, completed, failed, dead, waits, runs)
+ORDER BY u.queue, u.actor
+ON CONFLICT (at, queue, actor) DO UPDATE
+SET completed = a.completed + excluded.completed, failed = a.failed + excluded.failed, dead = a.dead + excluded.dead,
+    waits = ARRAY(SELECT s.x + s.y FROM unnest(a.waits, excluded.waits) WITH ORDINALITY AS s (x, y, n) ORDER BY s.n),
+    runs = ARRAY(SELECT s.x + s.y FROM unnest(a.runs, excluded.runs) WITH ORDINALITY AS s (x, y, n) ORDER BY s.n);
+
+-- name: read_samples
+-- Depths over time, the oldest first.
+SELECT at, queue, scheduled, pending, running, retrying, oldest_pending
+FROM switchyard.sample
+WHERE at >= %(since)s AND at < %(until)s AND (%(queue)s::text IS NULL OR queue = %(queue)s)
+ORDER BY at, queue;
+
+-- name: read_activity
+-- What the workers did, the oldest minute first.
+SELECT at, queue, actor, completed, failed, dead, waits, runs
+FROM switchyard.activity
+WHERE at >= %(since)s AND at < %(until)s AND (%(queue)s::text IS NULL OR queue = %(queue)s)
+    AND (%(actor)s::text IS NULL OR actor = %(actor)s)
+ORDER BY at, queue, actor;

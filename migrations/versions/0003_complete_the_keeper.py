@@ -104,13 +104,25 @@ def upgrade() -> None:
         sa.Column("oldest_pending", sa.Float),
         schema="switchyard",
     )
+    op.create_table(
+        "activity",
+        sa.Column("at", sa.DateTime(timezone=True), primary_key=True),
+        sa.Column("queue", sa.Text, primary_key=True),
+        sa.Column("actor", sa.Text, primary_key=True),
+        sa.Column("completed", sa.BigInteger, nullable=False),
+        sa.Column("failed", sa.BigInteger, nullable=False),
+        sa.Column("dead", sa.BigInteger, nullable=False),
+        sa.Column("waits", ARRAY(sa.Integer), nullable=False),
+        sa.Column("runs", ARRAY(sa.Integer), nullable=False),
+        schema="switchyard",
+    )
 
 
 def downgrade() -> None:
     op.execute("DROP TRIGGER job_legal_removal ON switchyard.job")
     op.execute("DROP FUNCTION switchyard.refuse_removal()")
     op.drop_index("job_placed", "job", schema="switchyard")
-    for table in ("sample", "duty", "epoch", "declaration", "route"):
+    for table in ("activity", "sample", "duty", "epoch", "declaration", "route"):
         op.drop_table(table, schema="switchyard")
     op.drop_index("job_expiry", table_name="job", schema="switchyard")
     for table, column in (

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import dramatiq
 import pytest
 from dramatiq.results import ResultMissing, ResultTimeout
 
 import switchyard
+from ledger import charts
+from ledger.charts import percentile
 from ledger.states import State
 from tests.conformance.system import failure_of
 
@@ -141,3 +145,16 @@ def test_async_actors_return_fail_and_know_their_job(system):
     assert [line.line for line in switchyard.logs(who.message_id)] == ["from a nested task"]
     assert failing.get_result(block=True) == 2
     assert [(a.outcome, a.error_type) for a in system.attempts(failing)] == [("failed", "ValueError"), ("completed", None)]
+
+
+def test_what_a_worker_did_is_there_for_charts(system):
+    messages = [system.jobs.add.send(n, 1) for n in range(5)]
+    for message in messages:
+        system.ended(message)
+
+    system.stop()
+
+    since, until = datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
+    rows = system.database.run(lambda c: charts.activity(c, since=since, until=until, actor="add"))
+    assert sum(row.completed for row in rows) == 5
+    assert percentile([row.waits for row in rows], 1.0) < 600
