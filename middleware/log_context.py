@@ -55,6 +55,8 @@ def configure_logging(level: str, style: Literal["console", "json"]) -> None:
         root.addHandler(logging.StreamHandler())
     for handler in root.handlers:
         handler.setFormatter(formatter)
+        # On the handlers, since every actor has a logger of its own.
+        handler.addFilter(tells_no_arguments)
     root.setLevel(level)
     for name in ("dramatiq.worker.WorkerThread", "dramatiq.worker.ConsumerThread"):
         logging.getLogger(name).addFilter(WithoutPayloads())
@@ -79,6 +81,11 @@ def configure_structlog() -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+def tells_no_arguments(record: logging.LogRecord) -> bool:
+    """Whether a line is not the one by which Dramatiq's actors tell, at DEBUG, all that they were called with."""
+    return not str(record.msg).startswith("Received args=")
 
 
 class WithoutPayloads(logging.Filter):
