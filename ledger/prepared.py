@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Final, LiteralString
 
 from psycopg import generators
-from psycopg.errors import error_from_result
-from psycopg.pq import ExecStatus
+from psycopg.errors import InvalidSqlStatementName, error_from_result
+from psycopg.pq import ExecStatus, TransactionStatus
 
 from ledger.database import BoundedConnection
 
@@ -41,6 +41,16 @@ class Prepared:
             # Behind PgBouncer nothing can be prepared.
             row = connection.execute(self._unprepared, values).fetchone()
             return None if row is None else str(row[0]).encode()
+        try:
+            return self._run(connection, values)
+        except InvalidSqlStatementName:
+            # psycopg deallocates everything after a rollback on its connection, ours too. Inside a transaction this error ends it.
+            if connection.info.transaction_status != TransactionStatus.IDLE:
+                raise
+            connection.prepared.discard(self._name)
+            return self._run(connection, values)
+
+    def _run(self, connection: BoundedConnection, values: Mapping[str, str | None]) -> bytes | None:
         raw = connection.pgconn
         if self._name not in connection.prepared:
             raw.send_prepare(self._name, self._statement)

@@ -31,6 +31,18 @@ def test_it_is_prepared_once_per_connection_and_takes_its_values_by_name(ledger,
     assert ECHO.run(other, {"word": "x", "other": ""}) == b"xx"
 
 
+def test_after_a_rollback_which_makes_the_driver_deallocate_everything_it_is_prepared_again(ledger):
+    taken = new_job()
+    write.enqueue(ledger, taken)
+    with pytest.raises(JobExists):
+        write.enqueue_many(ledger, [new_job(), new_job(message_id=taken.message_id, actor="other")])
+    ledger.execute("SELECT 1")
+
+    sent = [write.enqueue(ledger, new_job()) for _ in range(2)]
+
+    assert [entry.created for entry in sent] == [True, True]
+
+
 def test_behind_pgbouncer_it_runs_unprepared(ledger_url):
     with Database(ledger_url, pgbouncer=True).dedicated("test") as connection:
         assert ECHO.run(connection, {"word": "a", "other": "b"}) == b"aba"
