@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from errors import JobExists
-from ledger import read, write
+from ledger import read, routes, write
 from ledger.database import Database
 from ledger.records import Finish
+from ledger.routes import Place
 from ledger.sql import SQL
 from ledger.states import TERMINAL, WAITING, State, is_legal
 from tests.ledger.factory import clear, completed, failed, new_job, relay_due, released, token
@@ -345,6 +346,22 @@ class LedgerMachine(RuleBasedStateMachine):
         for id_ in relayed:
             model = self.jobs[id_]
             model.state, model.broker, model.due, model.sent = State.PENDING, broker, broker != "postgres", broker != "postgres"
+
+    @step(weight=2, to=BROKERS, limit=st.sampled_from([2, 1_000]), crash=RARELY)
+    def switch(self, _: st.DataObject, to: str, limit: int, crash: bool) -> None:
+        """The route leads to another broker: what waits elsewhere moves, and is as if it had been sent there."""
+        (old,) = {"postgres", "redis"} - {to}
+        waiting = {id_ for id_, job in self.jobs.items() if job.state is State.PENDING and job.broker == old}
+        with self.ledger.transaction(force_rollback=crash):
+            self.ledger.execute("INSERT INTO switchyard.route (queue, broker) VALUES ('default', %s)", [to])
+            stale = routes.move_pending(self.ledger, Place(to, "default"), old, carries=old != "postgres", grace=30.0)
+            rows = routes.move_pending(self.ledger, Place(old, "default"), to, carries=to != "postgres", grace=30.0, limit=limit)
+            self.ledger.execute("DELETE FROM switchyard.route WHERE queue = 'default'")
+        moved = {job.id for job in rows}
+        assert (stale, len(moved), moved <= waiting) == ([], min(limit, len(waiting)), True)
+        for id_ in moved if not crash else ():
+            model = self.jobs[id_]
+            model.broker, model.due, model.sent = to, to != "postgres", to != "postgres"
 
     @step(weight=2, when=lambda self: self.jobs)
     def lose_triggers(self, data: st.DataObject) -> None:
