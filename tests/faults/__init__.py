@@ -1,6 +1,7 @@
 """Fault injection: real servers, real processes, real kills, and a checker that believes only what stands outside the system.
 
-    rig         private servers, worker and producer processes, one database and one prefix per scenario
+    servers     the private servers of a run
+    rig         worker and producer processes, one database and one prefix per scenario
     proxy       TCP between a process and a server: pass, delay, drop a reply, blackhole, reset, cut
     failpoints  ends, delays or breaks a process at a named line of the protocol, without a line in the product
     mutations   takes one guard out of a worker, to see that the checker notices

@@ -21,9 +21,9 @@ from time import monotonic
 from settings import Settings
 from tests.faults import report
 from tests.faults.mutations import MUTATIONS
-from tests.faults.rig import Servers
 from tests.faults.runner import Result, percentile, run
 from tests.faults.scenarios import ALL, Plan, Scenario, load
+from tests.faults.servers import Servers
 from tests.rig.processes import GUARD
 from tests.rig.service import Unavailable
 
@@ -91,7 +91,7 @@ def _plans(wanted: list[Scenario], brokers: list[str], seconds: float, full: boo
         if full:
             while (left := scenario.full - report.trials_so_far(scenario, broker)) > 0:
                 portion = min(left, PORTION)
-                yield scenario, broker, Plan(0.0, portion, most=portion)
+                yield scenario, broker, Plan(0.0, portion, most=portion, full=True)
         else:
             weights = sum(other.weight for other, _ in turns[at:])
             # Starting and settling take their part of a share.

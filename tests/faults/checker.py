@@ -7,7 +7,7 @@ docs/reliability.md lists them.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -70,8 +70,7 @@ class Verdict:
 class Case:
     """Everything that is known about one scenario."""
 
-    def __init__(self, connection: Connection[Any], events: list[Event], max_lost: int) -> None:
-        self.events = events
+    def __init__(self, connection: Connection[Any], look: Callable[[], list[Event]], max_lost: int) -> None:
         self.max_lost = max_lost
         cursor = connection.execute(_ROWS)
         names = [column.name for column in cursor.description or ()]
@@ -88,6 +87,8 @@ class Case:
             " FROM switchyard.attempt AS a JOIN switchyard.job AS j ON j.id = a.job_id"
         ).fetchall():
             self.history[job].append((generation, attempt, outcome))
+        # After the rows: whatever still goes on, each of them has been invoked by now.
+        self.events = events = look()
         self.invoked = {event.job: event for event in events if event.kind == "invoke"}
         self.ok = {event.job for event in events if event.kind == "ok"}
         self.refused = {event.job for event in events if event.kind == "fail"}
@@ -116,7 +117,9 @@ def _sends(case: Case, verdict: Verdict) -> None:
     verdict.lost = verdict.complain("I1", "jobs were accepted and are gone", case.ok - case.rows.keys())
     verdict.complain("I1", "jobs were refused and stored all the same", (case.refused - case.ok) & case.rows.keys())
     verdict.complain("I1", "jobs exist that nobody sent", case.rows.keys() - case.invoked.keys())
-    verdict.recovered = sum(1 for job in case.rows if job not in case.ok and "parent" not in case.invoked[job].fields)
+    verdict.recovered = sum(
+        1 for job in case.rows if job not in case.ok and job in case.invoked and "parent" not in case.invoked[job].fields
+    )
 
 
 def _endings(case: Case, verdict: Verdict, ends: dict[str, str]) -> None:

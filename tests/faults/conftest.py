@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.faults.rig import Servers
+from tests.faults import runner
 from tests.faults.runner import Result, run
 from tests.faults.scenarios import Plan, load
+from tests.faults.servers import Servers
 
+#: Tries several scenarios in one rig, with so many trials each: ``tour("redis", F1=2, F6=1)``; returns the checker's complaints.
+Tour = Callable[..., list[str]]
 #: Tries a small seed of a scenario: ``seed("F1", "redis", trials=2)``.
 Seed = Callable[..., Result]
 
@@ -30,9 +32,22 @@ def seed(fault_servers: Servers, tmp_path: Path) -> Seed:
 
     def try_it(name: str, broker: str, *, trials: int = 1, env: dict[str, str] | None = None) -> Result:
         plan = Plan(0.0, trials, most=trials, small=True)
-        number = random.randrange(1_000_000)
+        number = 1
         result = run(load()[name], fault_servers, broker, plan, number, env=env, home=tmp_path)
         print(f"{name} on {broker}, seed {number}: {result.seconds:.1f} s, {result.verdict}")
         return result
 
     return try_it
+
+
+@pytest.fixture
+def tour(fault_servers: Servers, tmp_path: Path) -> Tour:
+    """Runs scenarios one after the other in one rig."""
+
+    def try_them(broker: str, **trials: int) -> list[str]:
+        entries = [(load()[name], Plan(0.0, count, most=count, small=True)) for name, count in trials.items()]
+        verdict = runner.tour(entries, fault_servers, broker, 1, tmp_path / "tour")
+        print(f"{', '.join(trials)} on {broker}: {verdict}")
+        return verdict.violations
+
+    return try_them

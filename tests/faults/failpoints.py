@@ -23,6 +23,7 @@ import ledger.write
 from brokers.postgres import PostgresTransport
 from brokers.rabbitmq import RabbitmqTransport
 from brokers.redis import RedisTransport
+from brokers.transport import Transport
 from ledger.states import State
 from runtime.node import WorkerNode
 from runtime.workqueue import WorkQueue
@@ -45,6 +46,10 @@ WORKING = (
     "dead_commit",
     "release_on_sigterm",
 )
+
+#: The transports that carry triggers.
+CARRIERS: tuple[type[Transport], ...] = (RedisTransport, RabbitmqTransport)
+SENDERS: tuple[type[Transport], ...] = (PostgresTransport, RedisTransport, RabbitmqTransport)
 
 Function = Callable[..., Any]
 
@@ -104,6 +109,9 @@ def arm(text: str, recorder: Recorder) -> None:
 def install(recorder: Recorder) -> None:
     """Put every point in its place, and arm those that FAILPOINT names; without that variable there are none."""
     arm(os.environ.get("FAILPOINT", ""), recorder)
+    if "FAULTS_COUNT" in os.environ:
+        for transport in CARRIERS:
+            _wrap(transport, "sender", lambda make: _with_count(make, recorder))
     if "FAILPOINT" not in os.environ:
         return
     _wrap(ledger.write, "enqueue", _around_insert)
@@ -115,9 +123,9 @@ def install(recorder: Recorder) -> None:
     _wrap(ledger.write, "release_unstarted", lambda release: _uncommitted(release, "release_on_sigterm"))
     _wrap(WorkerNode, "begin_shutdown", lambda begin: _after(begin, "release_on_sigterm", always=True))
     _wrap(WorkerNode, "finish", lambda finish: _before(finish, "after_actor"))
-    for transport in (PostgresTransport, RedisTransport, RabbitmqTransport):
+    for transport in SENDERS:
         _wrap(transport, "sender", _with_publish)
-    for transport in (RedisTransport, RabbitmqTransport):
+    for transport in CARRIERS:
         _wrap(transport, "receiver", _with_fetch_and_settle)
     if os.environ.get("BROKER") == PostgresTransport.name:
         # Nothing is acknowledged there: what follows the claim is handing it to a thread.
@@ -226,5 +234,22 @@ def _with_fetch_and_settle(make: Function) -> Function:
 
         receiver.fetch, receiver.settle = fetch_and_pass, settle_and_pass
         return receiver
+
+    return wrapped
+
+
+def _with_count(make: Function, recorder: Recorder) -> Function:
+    """Have every batch that is published counted in the record."""
+
+    def wrapped(self: Any) -> Any:
+        sender = make(self)
+        publish = sender.publish
+
+        def publish_and_count(batch: Sequence[Any]) -> Any:
+            recorder.write("published", triggers=len(batch))
+            return publish(batch)
+
+        sender.publish = publish_and_count
+        return sender
 
     return wrapped

@@ -29,6 +29,7 @@ MIXES: dict[str, dict[str, int]] = {
     "mixed": {"plain": 20, "fenced": 20, "flaky": 40, "delayed": 10, "doomed": 3, "parent": 7},
     "short": {"plain": 50, "fenced": 50},
     "fenced": {"fenced": 100},
+    "instant": {"instant": 100},
     "long": {"fenced": 40, "plain": 40, "slow": 20},
     "slow": {"slow": 100},
     "delayed": {"delayed": 100},
@@ -65,6 +66,8 @@ class Producer:
             return actors.flaky.message(draw.choice((1, 1, 2)), seconds), None
         if kind == "slow":
             return draw.choice((actors.plain, actors.fenced)).message(draw.uniform(0.1, 4.0)), None
+        if kind == "instant":
+            return actors.plain.message(0.0), None
         if kind == "doomed":
             return actors.doomed.message(), None
         return getattr(actors, kind).message(seconds), None

@@ -7,21 +7,21 @@ kill, freeze, flush and fill them. Worker processes are tended: one that ended i
 from __future__ import annotations
 
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import uuid4
 
+import psutil
 import psycopg
 
-import migrations
 from brokers import make_transport
 from errors import SwitchyardError
 from runtime.triggers import PublishFailed
@@ -30,11 +30,8 @@ from tests.faults.checker import Case, Verdict, check
 from tests.faults.jobs import TABLES
 from tests.faults.proxy import Proxy
 from tests.faults.recorder import Event, Reader, Recorder
-from tests.rig.postgres import Databases, PrivatePostgres
+from tests.faults.servers import Servers
 from tests.rig.processes import ROOT, Child, base_environment
-from tests.rig.rabbitmq import PrivateRabbit
-from tests.rig.redis import PrivateRedis
-from tests.rig.service import PrivateServer
 from tests.rig.waiting import Timeout, wait_until
 from tests.rig.workers import Worker
 
@@ -42,64 +39,10 @@ LEASE, SWEEP = 2.0, 0.5
 #: Times that a worker may be lost with a job before the job is dead: beyond what any scenario kills, but for the one about poison.
 MAX_LOST = 50
 QUEUES = ("default", "poison")
+#: Threads, open files and MB that a worker may need beyond those before the faults: what is opened at the first use.
+SLACK = (4, 15, 100)
+_ENDED = "SELECT count(*) FROM switchyard.job WHERE finished_at IS NOT NULL"
 _ACTIVE = "SELECT count(*) FROM switchyard.job WHERE state IN ('scheduled', 'pending', 'retrying', 'running')"
-
-
-class Servers:
-    """The three servers of a run, each started when it is first asked for."""
-
-    def __init__(self) -> None:
-        self._started: dict[str, PrivateServer] = {}
-        self._databases: Databases | None = None
-
-    @property
-    def postgres(self) -> PrivatePostgres:
-        """The ledger's server."""
-        found: PrivatePostgres = self._get(PrivatePostgres)
-        return found
-
-    @property
-    def redis(self) -> PrivateRedis:
-        """A Redis that forgets everything when it stops."""
-        found: PrivateRedis = self._get(PrivateRedis)
-        return found
-
-    @property
-    def rabbitmq(self) -> PrivateRabbit:
-        """A RabbitMQ node."""
-        found: PrivateRabbit = self._get(PrivateRabbit)
-        return found
-
-    @property
-    def databases(self) -> Databases:
-        """Makes migrated databases."""
-        if self._databases is None:
-            self._databases = Databases(self.postgres.url, migrations.upgrade)
-        return self._databases
-
-    def named(self, name: str) -> Any:
-        """The server that is a broker's."""
-        return getattr(self, name)
-
-    def _get(self, kind: type[Any]) -> Any:
-        if kind.name not in self._started:
-            server = kind()
-            self._started[kind.name] = server
-            server.start()
-        return self._started[kind.name]
-
-    def mend(self) -> None:
-        """Have every server up again, whatever the last scenario left."""
-        for server in self._started.values():
-            if server.child is not None:
-                server.thaw()
-            server.start()
-
-    def close(self) -> None:
-        """Stop them all and remove their data."""
-        for server in self._started.values():
-            server.stop()
-            shutil.rmtree(server.directory, ignore_errors=True)
 
 
 class Links:
@@ -148,8 +91,12 @@ class Rig:
         self.passing: list[Worker] = []
         self.producers: list[Child] = []
         self.links: list[Links] = []
-        #: How workers are started that take the place of those that died; None: nobody does.
-        self.replacement: Callable[..., Worker] | None = self.hire
+        #: Whether a worker that ended is replaced by another one like it.
+        self.tended = True
+        self._likeness: dict[int, dict[str, Any]] = {}
+        self._stream: tuple[Child, Links | None] | None = None
+        #: What each worker process needed before the faults: threads, open files, MB of memory.
+        self.baseline: dict[int, tuple[int, int, int]] = {}
         #: More variables for the workers.
         self.more: dict[str, str] = {}
         self._connection: psycopg.Connection[Any] | None = None
@@ -166,7 +113,7 @@ class Rig:
         }
         given: dict[str, Any] = {
             "database_url": self.database_url, "broker": self.broker, "redis_url": servers["redis"],
-            "rabbitmq_url": servers["rabbitmq"], "broker_prefix": f"f{self.seed % 10**6}-{self.directory.name}"[:40],
+            "rabbitmq_url": servers["rabbitmq"], "broker_prefix": f"faults-{uuid4().hex[:8]}",
             "lease": LEASE, "sweep": SWEEP, "shutdown_grace": 2.0, "max_lost": MAX_LOST, "log_level": "INFO",
             "data_dir": self.directory / "data",
         }  # fmt: skip
@@ -187,6 +134,7 @@ class Rig:
     def hire(
         self, *, threads: int = 4, failpoint: str = "", env: dict[str, str] | None = None, links: Links | None = None,
         command: tuple[str, ...] = (), ready: bool = True, passing: bool = False,
+        queues: tuple[str, ...] = (),
     ) -> Worker:  # fmt: skip
         """Start a worker process and wait until it works (``ready``).
 
@@ -194,14 +142,19 @@ class Rig:
             failpoint: see ``failpoints``.
             links: reach the servers through these proxies.
             command: instead of ``dramatiq``; then nothing is added to it.
+            queues: serve only these.
             passing: nobody takes its place when it has ended.
         """
         more = ({"FAILPOINT": failpoint} if failpoint else {}) | self.more | (links.environment if links else {}) | (env or {})
         dramatiq = ("-m", "dramatiq", "tests.faults.worker", "-p", "1", "-t", str(threads))
+        served = ("-Q", *queues) if queues else ()
         self._started += 1
         log = self.directory / f"worker-{self._started}.log"
-        worker = Worker([sys.executable, *(command or dramatiq)], log=log, env=self.environment(more), cwd=self.directory)
+        worker = Worker(
+            [sys.executable, *(command or (*dramatiq, *served))], log=log, env=self.environment(more), cwd=self.directory
+        )
         (self.passing if passing else self.workers).append(worker)
+        self._likeness[worker.pid] = {"threads": threads, "env": env, "links": links, "queues": queues, "command": command}
         self.recorder.write("hired", worker=worker.pid, failpoint=failpoint)
         if ready:
             wait_until(
@@ -235,6 +188,34 @@ class Rig:
         self.producers.append(producer)
         return producer
 
+    def staff(self, count: int, *, linked: bool = False, env: dict[str, str] | None = None) -> list[Worker]:
+        """So many workers: those that are there already, and new ones (behind proxies of their own, if ``linked``)."""
+        found = [worker for worker in self.workers if worker.running and (self.links_of(worker) or not linked)]
+        while len(found) < count:
+            found.append(self.hire(links=self.link() if linked else None, env=env))
+        return found[:count]
+
+    def links_of(self, worker: Worker) -> Links | None:
+        """The proxies that a worker uses, if it does."""
+        links: Links | None = self._likeness[worker.pid]["links"]
+        return links
+
+    def stream(
+        self, mix: str = "mixed", *, rate: float = 30.0, linked: bool = False, env: dict[str, str] | None = None
+    ) -> Links | None:
+        """A steady stream of jobs, flowing when this returns: the one that is there already, or a new one. Returns its proxies."""
+        if self._stream is None or not self._stream[0].running or (linked and self._stream[1] is None):
+            links = self.link() if linked else None
+            self._stream = self.produce(mix, rate=rate, links=links, env=env), links
+        self.flowing()
+        return self._stream[1]
+
+    def retire(self, producer: Child) -> None:
+        """Have one producer end, after the send that it is at."""
+        producer.terminate()
+        self.until(lambda: not producer.running, 90, "a producer ends")
+        self.producers.remove(producer)
+
     def send(self, mix: str, count: int, *, bulk: int = 100, env: dict[str, str] | None = None) -> None:
         """Send so many jobs and wait until they are sent."""
         producer = self.produce(mix, rate=0, limit=count, bulk=bulk, env=env)
@@ -251,8 +232,8 @@ class Rig:
         """Put a new worker in the place of each that has ended."""
         for worker in [worker for worker in self.workers if not worker.running]:
             self.workers.remove(worker)
-            if self.replacement is not None:
-                self.replacement(ready=False)
+            if self.tended:
+                self.hire(**self._likeness[worker.pid], ready=False)
 
     # Time.
 
@@ -269,6 +250,16 @@ class Rig:
             return condition()
 
         return wait_until(tended, timeout, message, interval=0.05)
+
+    def patiently(self, condition: Callable[[], Any], quiet: float, message: str | Callable[[], str] = "") -> Any:
+        """Wait for a condition for as long as jobs end: it is given up when none has for ``quiet`` seconds. Raises: Timeout."""
+        while True:
+            ended = self.rows(_ENDED)
+            try:
+                return self.until(condition, quiet, message)
+            except Timeout:
+                if self.rows(_ENDED) == ended:
+                    raise
 
     # Faults.
 
@@ -330,10 +321,27 @@ class Rig:
         finally:
             transport.close()
 
-    def flowing(self, more: int = 20, timeout: float = 60.0) -> None:
+    def flowing(self, more: int = 20, timeout: float = 120.0) -> None:
         """Wait until so many more executions have ended."""
         before = self.count("end")
         self.until(lambda: self.count("end") >= before + more, timeout, lambda: f"jobs flow: {self.states()}")
+
+    def needs(self) -> dict[int, tuple[int, int, int]]:
+        """What each worker process needs now: threads, open files, MB of memory."""
+        found = {}
+        for process in [child for worker in self.workers for child in worker.children()]:
+            with suppress(psutil.Error), process.oneshot():
+                found[process.pid] = process.num_threads(), process.num_fds(), process.memory_info().rss // 2**20
+        return found
+
+    def grown(self) -> list[str]:
+        """Worker processes that need much more than they did before the faults."""
+        now = self.needs()
+        return [
+            f"process {pid}: threads, files, MB {before} before, {now[pid]} after"
+            for pid, before in self.baseline.items()
+            if pid in now and any(after > was + more for was, after, more in zip(before, now[pid], SLACK, strict=True))
+        ]
 
     # The end.
 
@@ -352,14 +360,16 @@ class Rig:
             producer.terminate()
         for producer in self.producers:
             self.until(lambda producer=producer: not producer.running, 90, "the producers end")
-            assert producer.returncode in (0, -signal.SIGKILL), producer.output(4_000)
+            # Some are told before they listen.
+            expected = (0, -signal.SIGTERM, -signal.SIGKILL)
+            assert producer.returncode in expected, f"a producer ended with {producer.returncode}: {producer.output(4_000)}"
         self.producers.clear()
 
-    def settle(self, timeout: float) -> None:
-        """Send nothing more, and wait until every job has ended and the broker is empty."""
+    def settle(self, quiet: float) -> None:
+        """Send nothing more, and wait until every job has ended, for as long as any does, and the broker is empty."""
         self.stop_producers()
-        self.until(lambda: self.rows(_ACTIVE) == [(0,)], timeout, lambda: f"every job ends: {self.states()}")
-        self.until(lambda: self._is_empty(), 30, "the broker is empty")
+        self.patiently(lambda: self.rows(_ACTIVE) == [(0,)], quiet, lambda: f"every job ends: {self.states()}")
+        self.until(lambda: self._is_empty(), 60, "the broker is empty")
 
     def _is_empty(self) -> bool:
         try:
@@ -367,14 +377,20 @@ class Rig:
         except (PublishFailed, SwitchyardError):
             return False
 
-    def verdict(self, timeout: float = 90.0, *, ends: dict[str, str] | None = None) -> Verdict:
+    def verdict(self, quiet: float = 45.0, *, ends: dict[str, str] | None = None) -> Verdict:
         """Let everything end, and hold it against the invariants."""
         complaint = None
         try:
-            self.settle(timeout)
+            self.settle(quiet)
         except (Timeout, AssertionError) as error:
             complaint = str(error)
+            # What still moves cannot be judged.
+            for child in [*self.workers, *self.passing, *self.producers]:
+                child.freeze()
+        with suppress(Timeout):
+            self.until(lambda: not self.grown(), 15)
         verdict = check(self.case(), ends=ends)
+        verdict.complain("I11", "workers have grown", self.grown())
         if complaint is not None and (not verdict.stuck or "every job ends" not in complaint):
             verdict.violations.append(f"I12: {complaint}")
         return verdict
@@ -383,7 +399,7 @@ class Rig:
         """What is known by now."""
         self.rows("SELECT 1")
         assert self._connection is not None
-        return Case(self._connection, self.events, self.settings.max_lost)
+        return Case(self._connection, self.reader.look, self.settings.max_lost)
 
     def logs(self) -> str:
         """The end of every process's output."""
@@ -392,7 +408,7 @@ class Rig:
 
     def close(self) -> None:
         """End every process of this scenario and drop its database; the directory stays for its caller to remove."""
-        self.replacement = None
+        self.tended = False
         for child in [*self.workers, *self.passing, *self.producers]:
             child.thaw()
             if child.running:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import shutil
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from tests.faults.checker import Verdict
-from tests.faults.rig import LEASE, SWEEP, Rig, Servers
+from tests.faults.rig import LEASE, SWEEP, Rig
 from tests.faults.scenarios import Plan, Scenario
+from tests.faults.servers import Servers
 from tests.rig.processes import ROOT
+from tests.rig.service import Unavailable
 
 #: Where evidence and the cumulative count live.
 HOME = ROOT / "var" / "faults"
@@ -54,17 +57,40 @@ def run(
     directory = home / f"{scenario.name}-{broker}-{seed}"
     shutil.rmtree(directory, ignore_errors=True)
     began = monotonic()
-    rig = Rig(servers, broker, directory, seed, **scenario.settings)
-    rig.more = env or {}
-    verdict: Verdict
+    own = scenario.servers(servers) if scenario.servers is not None else servers
+    try:
+        rig = Rig(own, broker, directory, seed, **scenario.settings)
+        rig.more = env or {}
+        verdict = _tried([(scenario, plan)], rig)
+    finally:
+        if own is not servers:
+            own.close()
+    if verdict.violations:
+        (directory / "verdict.txt").write_text("\n".join([f"seed {seed}", *verdict.violations]))
+    else:
+        shutil.rmtree(directory, ignore_errors=True)
+    return Result(scenario, broker, seed, plan.done, monotonic() - began, verdict, directory)
+
+
+def tour(entries: Sequence[tuple[Scenario, Plan]], servers: Servers, broker: str, seed: int, directory: Path) -> Verdict:
+    """Several scenarios one after the other in one rig: what starting and settling costs is spent once."""
+    return _tried(entries, Rig(servers, broker, directory, seed))
+
+
+def _tried(entries: Sequence[tuple[Scenario, Plan]], rig: Rig) -> Verdict:
+    """The trials, and what the checker says in the end; the rig is closed."""
+    scenario, plan = entries[0]
     try:
         complaint = None
         try:
-            scenario.run(rig, plan)
+            for each, trials in entries:
+                each.run(rig, trials)
+        except Unavailable:
+            raise
         except Exception as error:
             complaint = f"the scenario broke off: {error}\n{traceback.format_exc(limit=-4)}"
         rig.unhurt()
-        verdict = rig.verdict(scenario.settle if complaint is None else 30.0, ends=scenario.ends)
+        verdict = rig.verdict(scenario.quiet if complaint is None else 20.0, ends=scenario.ends)
         if complaint is not None:
             verdict.violations.append(complaint)
         elif scenario.after is not None:
@@ -72,13 +98,9 @@ def run(
         if scenario.bounded and not plan.small and verdict.recoveries:
             bound, worst = LEASE + SWEEP + 5.0, percentile(verdict.recoveries, 0.99)
             verdict.complain("P2", f"recoveries took longer than {bound:g} s (99 %)", [f"{worst:.1f} s"] if worst > bound else [])
-        if verdict.violations:
-            (directory / "verdict.txt").write_text("\n".join([f"seed {seed}", *verdict.violations, "", rig.logs()]))
+        return verdict
     finally:
         rig.close()
-    if not verdict.violations:
-        shutil.rmtree(directory, ignore_errors=True)
-    return Result(scenario, broker, seed, plan.done, monotonic() - began, verdict, directory)
 
 
 def percentile(values: list[float], share: float) -> float:

@@ -14,9 +14,10 @@ from typing import Any
 
 from tests.faults.checker import Verdict
 from tests.faults.rig import Rig
+from tests.faults.servers import Servers
 
 ALL = ("postgres", "redis", "rabbitmq")
-MODULES = ("processes", "failpoints", "carriers", "clocks", "fleets", "ledger", "network", "poison")
+MODULES = ("backlog", "carriers", "clocks", "disk", "failpoints", "fleets", "ledger", "network", "poison", "processes")
 
 
 @dataclass
@@ -28,6 +29,8 @@ class Plan:
     most: int = 1_000_000
     #: In the test suite: only what a noisy machine does not spoil is asserted.
     small: bool = False
+    #: Sizes as in the plan, and not such as fit an hour.
+    full: bool = False
     done: int = 0
     began: float = field(default_factory=monotonic)
 
@@ -58,8 +61,10 @@ class Scenario:
     bounded: bool = False
     #: More that has to hold, asked when everything has ended.
     after: Callable[[Rig, Verdict], None] | None = None
-    #: Seconds until everything has to have ended.
-    settle: float = 90.0
+    #: Seconds without the end of any job after which those that are left count as stuck.
+    quiet: float = 45.0
+    #: Makes the servers of this scenario alone, given those of the run.
+    servers: Callable[[Servers], Servers] | None = None
 
 
 REGISTRY: dict[str, Scenario] = {}

@@ -19,13 +19,10 @@ class Victim:
 
     def __init__(self, rig: Rig) -> None:
         self.rig = rig
-        self.links: list[Links] = []
-        for _ in range(2):
-            self.links.append(rig.link())
-            rig.hire(links=self.links[-1])
-        self.links.append(rig.link())
-        rig.produce(rate=30, links=self.links[-1])
-        rig.flowing()
+        used = [rig.links_of(worker) for worker in rig.staff(2, linked=True)]
+        used.append(rig.stream(linked=True))
+        self.links: list[Links] = [links for links in used if links is not None]
+        rig.baseline = rig.needs()
 
 
 def _go_through(faults: tuple[Callable[[Victim], None], ...], rig: Rig, plan: Plan) -> None:
@@ -69,9 +66,11 @@ def _frozen(victim: Victim) -> None:
 
 def _out_of_memory(victim: Victim) -> None:
     client = _redis(victim)
-    client.config_set("maxmemory", 1)
-    pause(1.5)
-    client.config_set("maxmemory", 0)
+    try:
+        client.config_set("maxmemory", 1)
+        pause(1.5)
+    finally:
+        client.config_set("maxmemory", 0)
 
 
 def _clients_killed(victim: Victim) -> None:
@@ -142,16 +141,20 @@ def _connections_closed(victim: Victim) -> None:
 
 def _memory_alarm(victim: Victim) -> None:
     server = victim.rig.servers.rabbitmq
-    server.ctl("set_vm_memory_high_watermark", "absolute", "1MB")
-    pause(1.0)
-    server.ctl("set_vm_memory_high_watermark", "0.6")
+    try:
+        server.ctl("set_vm_memory_high_watermark", "absolute", "1MB")
+        pause(1.0)
+    finally:
+        server.ctl("set_vm_memory_high_watermark", "0.6")
 
 
 def _disk_alarm(victim: Victim) -> None:
     server = victim.rig.servers.rabbitmq
-    server.ctl("set_disk_free_limit", "100TB")
-    pause(1.0)
-    server.ctl("set_disk_free_limit", "50MB")
+    try:
+        server.ctl("set_disk_free_limit", str(10**15))
+        pause(1.0)
+    finally:
+        server.ctl("set_disk_free_limit", "50MB")
 
 
 def _queue_deleted(victim: Victim) -> None:
@@ -166,9 +169,11 @@ def _queue_deleted(victim: Victim) -> None:
 def _consumers_timed_out(victim: Victim) -> None:
     """A consumer time-out far below what the jobs take: whatever is acknowledged only after its job would be delivered again."""
     server = victim.rig.servers.rabbitmq
-    server.ctl("eval", "application:set_env(rabbit, consumer_timeout, 1000).")
-    pause(3.0)
-    server.ctl("eval", "application:set_env(rabbit, consumer_timeout, 1800000).")
+    try:
+        server.ctl("eval", "application:set_env(rabbit, consumer_timeout, 1000).")
+        pause(3.0)
+    finally:
+        server.ctl("eval", "application:set_env(rabbit, consumer_timeout, 1800000).")
 
 
 def _vhost_wiped(victim: Victim) -> None:

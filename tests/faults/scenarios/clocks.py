@@ -6,10 +6,13 @@ from pathlib import Path
 
 from tests.faults.rig import Rig, pause
 from tests.faults.scenarios import Plan, scenario
+from tests.rig.processes import ROOT
 from tests.rig.service import Unavailable
 
 #: Where Debian's package puts it, by architecture.
 LIBRARY = "usr/lib/*/faketime/libfaketimeMT.so.1"
+#: libfaketime takes the monotonic deadline of Python's sleep for a wall clock's, and refuses it after a jump (EINVAL); select works.
+SITE = "import select, time\ntime.sleep = lambda seconds: select.select((), (), (), seconds) and None\n"
 
 
 def skewed(rig: Rig, name: str) -> tuple[dict[str, str], Path]:
@@ -22,7 +25,9 @@ def skewed(rig: Rig, name: str) -> tuple[dict[str, str], Path]:
         raise Unavailable("libfaketime is not installed (`apt-get install faketime`)")
     offset = rig.directory / f"{name}.clock"
     offset.write_text("+0")
+    (rig.directory / "sitecustomize.py").write_text(SITE)
     return {
+        "PYTHONPATH": f"{rig.directory}:{ROOT}",
         "LD_PRELOAD": str(found[0]),
         "FAKETIME_TIMESTAMP_FILE": str(offset),
         "FAKETIME_NO_CACHE": "1",

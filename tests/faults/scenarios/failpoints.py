@@ -19,9 +19,8 @@ POINTS: Sequence[str] = (
 @scenario("F2", "kill -9 at each failpoint", unit="deaths", full=5 * len(POINTS), weight=3)
 def die_at_points(rig: Rig, plan: Plan) -> None:
     """A healthy worker, and one after the other that dies where it was told to."""
-    rig.hire()
-    rig.produce("mixed", rate=40)
-    rig.flowing()
+    rig.staff(1)
+    rig.stream(rate=40)
     for trial in plan:
         point = POINTS[trial % len(POINTS)]
         passage = 1 if point == "release_on_sigterm" else rig.random.randrange(1, 4)

@@ -24,11 +24,11 @@ PARTNER = {"postgres": "redis", "redis": "rabbitmq", "rabbitmq": "postgres"}
     full=10,
     weight=2,
     settings={"brokers": PARTNER, "shutdown_grace": 3.0},
-    settle=180.0,
+    quiet=90.0,
 )
 def switch_brokers(rig: Rig, plan: Plan) -> None:
     """A backlog, scheduled jobs and a steady stream; then the fleet moves, one process after the other."""
-    rig.replacement = None
+    rig.tended = False
     for _ in range(2):
         rig.hire()
     stream = rig.produce(rate=20)
@@ -46,15 +46,13 @@ def switch_brokers(rig: Rig, plan: Plan) -> None:
             rig.send("fenced", 20, bulk=20)
             stopped(worker, 30.0)
             rig.workers.remove(worker)
-        rig.producers.remove(stream)
-        stream.terminate()
-        rig.until(lambda stream=stream: not stream.running, 60, "the old producer ends")
+        rig.retire(stream)
         if trial % 3 == 2 and old != "postgres":
             rig.servers.named(old).kill()
         rig.move(new)
         stream = rig.produce(rate=20)
         rig.healed("switch")
-        rig.until(lambda: _due(rig) < 50, 120, lambda: f"the backlog goes down: {rig.states()}")
+        rig.patiently(lambda: _due(rig) < 50, 90, lambda: f"the backlog goes down: {rig.states()}")
         rig.servers.mend()
 
 
@@ -73,7 +71,7 @@ def upgrade(rig: Rig, plan: Plan) -> None:
     """Workers of both versions on one migrated ledger; old ones meet jobs whose actor they do not know, which wait for a new one."""
     old = {"PYTHONPATH": str(previous_version(rig.directory / "previous"))}
     new = {"FAULTS_NEWER": "1"}
-    rig.replacement = None
+    rig.tended = False
     rig.hire(env=old)
     rig.hire(env=old)
     rig.produce(rate=20)

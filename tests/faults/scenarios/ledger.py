@@ -27,10 +27,9 @@ STORM = 0.01
 def hurt_postgres(rig: Rig, plan: Plan) -> None:
     """Two workers and a producer with a pool of one; sends fail only as LedgerUnavailable, and are repeated until they are told."""
     one = {"POOL_SIZE": "1"}
-    for _ in range(2):
-        rig.hire(env=one)
-    rig.produce(rate=30, env=one)
-    rig.flowing()
+    rig.staff(2, env=one)
+    rig.stream(env=one)
+    rig.baseline = rig.needs()
     for trial in plan:
         hurt = OUTAGES[trial % len(OUTAGES)]
         with rig.faulty(hurt.__name__.strip("_")):

@@ -70,11 +70,13 @@ FAULTS: tuple[tuple[str, Callable[[Wires], None]], ...] = (
 )
 def hurt_network(rig: Rig, plan: Plan) -> None:
     """One worker and the producer behind proxies, another worker beside them."""
-    rig.hire()
-    wires = Wires(rig, rig.link(), rig.link())
-    rig.hire(links=wires.worker)
-    rig.produce(rate=30, links=wires.producer)
-    rig.flowing()
+    rig.staff(1)
+    (behind,) = rig.staff(1, linked=True)
+    worker, producer = rig.links_of(behind), rig.stream(linked=True)
+    assert worker is not None
+    assert producer is not None
+    wires = Wires(rig, worker, producer)
+    rig.baseline = rig.needs()
     for trial in plan:
         name, hurt = FAULTS[trial % len(FAULTS)]
         with rig.faulty(name):

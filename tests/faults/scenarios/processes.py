@@ -12,10 +12,8 @@ from tests.faults.scenarios import Plan, scenario
 @scenario("F1", "kill -9 of a random worker every 0.5 to 3 s", unit="kills", full=200, weight=3, bounded=True)
 def kill_workers(rig: Rig, plan: Plan) -> None:
     """Two workers under load; one of them dies, the other goes on, and the dead one's jobs come back after their lease."""
-    for _ in range(2):
-        rig.hire()
-    rig.produce(rate=30)
-    rig.flowing()
+    rig.staff(2)
+    rig.stream()
     for _ in plan:
         alive = [worker for worker in rig.workers if worker.running and rig.is_ready(worker)]
         if len(alive) > 1:
@@ -27,11 +25,12 @@ def kill_workers(rig: Rig, plan: Plan) -> None:
 @scenario("F3", "kill -9 of a producer around its commit and its publish", unit="kills", full=1_000, weight=1)
 def kill_producers(rig: Rig, plan: Plan) -> None:
     """Forked children of a producer, each of which dies before or after a commit, or after a publish."""
-    rig.hire()
-    rig.produce("mixed", rate=0, fork=6)
+    rig.staff(1)
+    mortal = rig.produce("mixed", rate=0, fork=6)
+    before = rig.count("failpoint")
     for trial in plan:
-        rig.until(lambda trial=trial: rig.count("failpoint") > trial, 60, "a producer dies")
-    rig.flowing()
+        rig.until(lambda trial=trial: rig.count("failpoint") > before + trial, 60, "a producer dies")
+    rig.retire(mortal)
 
 
 @scenario(
@@ -44,11 +43,9 @@ def kill_producers(rig: Rig, plan: Plan) -> None:
 )
 def restart_workers(rig: Rig, plan: Plan) -> None:
     """Jobs of up to 4 s, a grace of 2 s: each restart ends in time, and no job waits for a lease because of it."""
-    rig.replacement = None
-    for _ in range(2):
-        rig.hire()
-    rig.produce("long", rate=15)
-    rig.flowing()
+    rig.tended = False
+    rig.staff(2)
+    rig.stream("long", rate=15)
     times = []
     for _ in plan:
         oldest = rig.workers[0]
@@ -60,6 +57,7 @@ def restart_workers(rig: Rig, plan: Plan) -> None:
         rig.hire()
         rig.tend()
         rig.flowing(10)
+    rig.tended = True
     bound = rig.settings.shutdown_grace + 2.0
     assert plan.small or median(times) < bound, (
         f"restarts took {', '.join(f'{took:.1f}' for took in times)} s, not below {bound:g} s"
@@ -73,9 +71,8 @@ def _nothing_waited(rig: Rig, verdict: Verdict) -> None:
 @scenario("F5", "SIGSTOP of a worker for 0.5, 1 and 3 leases, then SIGCONT", unit="pauses", full=200, weight=2)
 def pause_workers(rig: Rig, plan: Plan) -> None:
     """A worker that stands still loses its leases without knowing; what it writes when it goes on must not count."""
-    first, _ = rig.hire(), rig.hire()
-    rig.produce("long", rate=15)
-    rig.flowing()
+    first, _ = rig.staff(2)
+    rig.stream("long", rate=15)
     for trial in plan:
         # In the suite: the pause that makes zombies.
         share = 1.75 if plan.small else (0.5, 1.0, 3.0)[trial % 3]
