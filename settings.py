@@ -113,6 +113,11 @@ class Settings(BaseSettings):
     shutdown_grace: Seconds = Field(
         default=25.0, ge=0, description="seconds running jobs may go on after SIGTERM; keep it below the supervisor's own grace"
     )
+    watchdog: Seconds = Field(
+        default=60.0,
+        ge=0,
+        description="seconds without a sign of life from one of its own threads after which a worker process ends itself; 0: never",
+    )
     send_timeout: Seconds = Field(default=5.0, gt=0, description="seconds a send() waits for Postgres before it raises")
     unknown_actor_after: Seconds = Field(
         default=3600.0, gt=0, description="seconds a job waits for a worker that knows its actor before it is dead"
@@ -205,6 +210,13 @@ class Settings(BaseSettings):
     @classmethod
     def _split_pairs(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("watchdog")
+    @classmethod
+    def _patient_watchdog(cls, value: float) -> float:
+        if 0 < value < 3:
+            raise ValueError("write 0 (never) or at least 3s: threads wait for a second as a matter of course")
+        return value
 
     @model_validator(mode="after")
     def _sweep_within_lease(self) -> Settings:

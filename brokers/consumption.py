@@ -99,9 +99,11 @@ class Consumption:
         fetcher = make_fetcher(transport, self._node, lambda: self._served_at(name), self._actors, self._paused)
         self.fetchers[name] = fetcher
         fetcher.start()
+        self._node.watchdog.watch(fetcher.name, lambda: fetcher.alive, fetcher.pulse)
 
     def _retire(self, name: str) -> None:
         fetcher = self.fetchers.pop(name)
+        self._node.watchdog.forget(fetcher.pulse)
         fetcher.stop()
         self._leaving.append(fetcher)
 

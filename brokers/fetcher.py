@@ -31,6 +31,7 @@ from ledger.states import State
 from runtime.claims import Claim
 from runtime.node import WorkerNode
 from runtime.outage import Outage
+from runtime.watchdog import Pulse
 
 logger = get_logger(__name__)
 
@@ -65,6 +66,7 @@ class Fetcher(ABC):
         self._queues = queues
         self._actors = actors
         self._paused = paused
+        self.pulse = Pulse()
         self._stop = threading.Event()
         self._connection: BoundedConnection | None = None
         self._thread = threading.Thread(target=self._run, name=f"switchyard-fetcher-{transport.name}", daemon=True)
@@ -72,6 +74,11 @@ class Fetcher(ABC):
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
+
+    @property
+    def name(self) -> str:
+        """What the fetcher is called in log lines."""
+        return f"{self._transport.name} fetcher"
 
     @property
     def alive(self) -> bool:
@@ -90,6 +97,7 @@ class Fetcher(ABC):
         pause = RETRY_MIN
         outage = Outage(f"fetcher {self._transport.name}")
         while not self._stop.is_set():
+            self.pulse.beat()
             try:
                 if self._paused() or not self._queues():
                     self._stop.wait(0.1)
@@ -126,6 +134,7 @@ class Fetcher(ABC):
 
     def _claim(self, claim: Callable[[BoundedConnection, str], list[ClaimedJob]]) -> list[ClaimedJob]:
         """Run a claim and take its jobs in hand; when its reply is lost, find out what it took before anything else."""
+        self.pulse.beat()
         token = str(uuid.uuid4())
         requested = monotonic()
         try:
@@ -145,6 +154,7 @@ class Fetcher(ABC):
     def _read_back(self, token: str) -> list[ClaimedJob]:
         pause = RETRY_MIN
         while True:
+            self.pulse.beat()
             self._disconnect()
             try:
                 return write.claimed_with_token(self._connected(), worker=self._node.id, token=token)
@@ -212,6 +222,7 @@ class TriggerFetcher(Fetcher):
 
     def _look_into(self, ids: list[int], actors: list[str]) -> None:
         """Why were these not claimed? Each finds its way, none is asked about twice."""
+        self.pulse.beat()
         found = write.why_not_claimed(self._connected(), ids)
         counters = self._node.counters
         suspects, unknown = [], []

@@ -8,13 +8,11 @@ for all queues: 200 queues cost one thread. That one consumer hands nothing out;
 from __future__ import annotations
 
 import gc
-import multiprocessing
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from multiprocessing.util import Finalize
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from dramatiq import Broker, Consumer, Message, MessageProxy, Middleware, Worker
 from dramatiq.errors import QueueNotFound
@@ -27,7 +25,9 @@ from errors import LedgerUnavailable
 from ledger.database import require_migrated
 from ledger.records import Finish
 from ledger.states import State
+from runtime import process
 from runtime.node import WorkerNode
+from runtime.watchdog import Pulse
 
 if TYPE_CHECKING:
     from brokers.broker import SwitchyardBroker
@@ -37,6 +37,12 @@ logger = get_logger(__name__)
 
 class Service(Protocol):
     """Something that runs beside the fetchers in every worker process, such as the keeper."""
+
+    pulse: Pulse
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread works."""
 
     def start(self, node: WorkerNode) -> None:
         """Begin, with threads of its own."""
@@ -116,12 +122,12 @@ class WorkerSide(Middleware):
             )
             node.start()
         except LedgerUnavailable as error:
-            _refuse(str(error))
+            process.refuse(str(error))
         self._worker = worker
         worker.work_queue = cast("Any", node.queue)
         worker.consumers = SharedConsumers()
         ours.node = node
-        if multiprocessing.parent_process() is not None:
+        if process.is_ours() and not process.is_supervised():
             # Dramatiq's command leaves at a second signal by SystemExit, perhaps before it has begun to stop the worker.
             Finalize(None, self._leave, exitpriority=0)
         self.consumption = Consumption(ours.transports, ours.routes, node, queues, lambda: list(ours.actors), self._is_paused)
@@ -137,12 +143,14 @@ class WorkerSide(Middleware):
         consumption.follow()
         for service in self._broker.services:
             service.start(node)
+        self._watch_all(node, worker)
 
     def before_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         """Fetch nothing more, give back what has not started, and start the clock of the grace."""
         node, consumption = self._broker.node, self.consumption
         assert node is not None
         assert consumption is not None
+        node.watchdog.relax()
         consumption.stop()
         node.begin_shutdown()
         for service in self._broker.services:
@@ -159,12 +167,28 @@ class WorkerSide(Middleware):
         node.stop()
         self._broker.node = None
         gc.unfreeze()
+        if node.recycling is not None and process.is_ours():
+            # Whatever started this process learns that it is to start another.
+            self._broker.close()
+            raise SystemExit(process.RECYCLED)
+
+    def _watch_all(self, node: WorkerNode, worker: Worker) -> None:
+        for service in self._broker.services:
+            name = type(service).__name__.lower()
+            node.watchdog.watch(name, lambda service=service: service.alive, service.pulse)  # type: ignore[misc]
+        for consumer in worker.consumers.values():
+            node.watchdog.watch("consumer", consumer.is_alive)
+        for number, thread in enumerate(worker.workers, 1):
+            assert thread.ident is not None
+            node.watchdog.watch(f"worker {number}", thread.is_alive, node.queue.pulse(thread.ident))
+        node.watchdog.start()
 
     def _leave(self) -> None:
         """The process's main thread ends. Nothing to do after a shutdown in order; otherwise there is no more time for one."""
         node = self._broker.node
         if node is None:
             return
+        node.watchdog.relax()
         node.held.close()
         if self.consumption is not None:
             self.consumption.stop()
@@ -213,10 +237,3 @@ def untold(message: ClaimedMessage, error: Exception) -> Finish:
         error="how the execution ended cannot be told; the worker's log has the reason",
         dead_reason="untold",
     )
-
-
-def _refuse(reason: str) -> NoReturn:
-    """End the process with one line; Dramatiq's own handling would print a traceback or go on without us."""
-    sys.stderr.write(f"switchyard: {reason}\n")
-    sys.stderr.flush()
-    raise SystemExit(3)

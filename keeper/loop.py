@@ -23,6 +23,7 @@ from keeper.relay import relay
 from ledger import write
 from ledger.database import BoundedConnection
 from runtime.outage import Outage
+from runtime.watchdog import Pulse
 
 logger = get_logger(__name__)
 
@@ -39,6 +40,7 @@ class Keeper:
     """The duties of one worker process."""
 
     def __init__(self, broker: KeepsBroker) -> None:
+        self.pulse = Pulse()
         self._broker = broker
         self._alarm = Alarm()
         self._wake_at: float | None = None
@@ -106,6 +108,7 @@ class Keeper:
     def _take_turns(self, connection: BoundedConnection, keeping: Keeping, turns: dict[Duty, float]) -> None:
         """Do each duty whose turn it is; one that fails keeps neither the others nor the relay from theirs."""
         for duty, turn in turns.items():
+            self.pulse.beat()
             now = monotonic()
             if now < turn or self._stopping:
                 continue
@@ -123,6 +126,7 @@ class Keeper:
 
     def _relay(self, connection: BoundedConnection, keeping: Keeping) -> float:
         """Publish what is due; returns the seconds until something is, or until the next look."""
+        self.pulse.beat()
         self._wake_at = None
         # Taken before the look: what rings from now on may be about rows that this look does not see.
         rung = self._alarm.take()
@@ -148,6 +152,7 @@ class Keeper:
     def _sleep(self, seconds: float) -> None:
         until = monotonic() + seconds
         while not self._stopping:
+            self.pulse.beat()
             wake_at = self._wake_at
             left = (until if wake_at is None else min(until, wake_at)) - monotonic()
             if left <= 0:

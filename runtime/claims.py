@@ -97,6 +97,8 @@ class HeldClaims:
         #: Everything unstarted, starting or running.
         self.occupied: dict[Claim, None] = {}
         self.finished = 0
+        #: Executions that never ended; their threads are lost to the process.
+        self.given_up = 0
         self._commit_start = commit_start
         self._suspect: Claim | None = None
         self._samples: deque[tuple[float, int]] = deque([(monotonic(), 0)])
@@ -182,6 +184,17 @@ class HeldClaims:
         self.finished += 1
         if self._room_wanted and len(self.unstarted) <= self._wake_at:
             self._room_freed.set()
+        return True
+
+    def give_up(self, claim: Claim) -> bool:
+        """The execution does not end: its end is written without it, and its thread is lost. False: it has ended after all."""
+        if not self._taken(self.running, claim):
+            return False
+        claim.lost = True
+        self.settling[claim] = None
+        self._vacate(claim)
+        self.given_up += 1
+        self.threads -= 1
         return True
 
     def forget(self, claim: Claim) -> None:

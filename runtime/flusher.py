@@ -25,6 +25,7 @@ from ledger.states import State
 from runtime.claims import Claim, HeldClaims
 from runtime.counters import Counters
 from runtime.outage import Outage
+from runtime.watchdog import Pulse
 
 logger = get_logger(__name__)
 
@@ -32,6 +33,8 @@ logger = get_logger(__name__)
 MAX_BATCH: Final = 500
 #: How long the first result of a batch waits for company, in seconds.
 LINGER: Final = 0.001
+#: How long it waits for the first result before it says that it is still there, in seconds.
+IDLE: Final = 1.0
 #: Most results waiting to be written; beyond it worker threads wait, so that an outage cannot fill the memory.
 MAX_WAITING: Final = 2_000
 #: Ends after which the relay has something to do.
@@ -55,6 +58,7 @@ class Flusher:
         self._held = held
         self._counters = counters
         self._on_waiting = on_waiting
+        self.pulse = Pulse()
         self._queue: SimpleQueue[tuple[Claim, Finish] | None] = SimpleQueue()
         self._below_limit = threading.Event()
         self._below_limit.set()
@@ -91,7 +95,11 @@ class Flusher:
         running = True
         while running:
             batch = []
-            entry = self._queue.get()
+            self.pulse.beat()
+            try:
+                entry = self._queue.get(timeout=IDLE)
+            except Empty:
+                continue
             if entry is not None and self._queue.empty():
                 sleep(LINGER)
             while True:
@@ -130,6 +138,7 @@ class Flusher:
         repeated = False
         pause = 0.05
         while True:
+            self.pulse.beat()
             try:
                 connection = self._connected()
                 done = write.finish(connection, finishes)

@@ -1,9 +1,9 @@
 """The heartbeat: every third of a lease one statement says that the process lives and extends the leases of what it holds.
 
 What the ledger does not confirm is somebody else's by now: unstarted claims are dropped, running ones are told. What has waited
-unstarted for a whole beat is given back, since another process may have a thread for it. A job past its own time limit is not
-extended: if its thread hangs where no exception reaches it, the lease ends it. While Postgres is away nothing is extended, and each
-claim's own deadline (80 % of the lease, on the monotonic clock) keeps the threads from starting it.
+unstarted for a whole beat is given back, since another process may have a thread for it. A job far past its own time limit is not
+extended: if its thread hangs where no exception reaches it, and it cannot be given up either, the lease ends it. While Postgres is away
+nothing is extended, and each claim's own deadline (80 % of the lease, on the monotonic clock) keeps the threads from starting it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,15 @@ from runtime.declaring import Declaring
 from runtime.outage import Outage
 from runtime.routes import Routes
 from runtime.tally import Tally
+from runtime.watchdog import Pulse
 
 logger = get_logger(__name__)
 
-#: How long past its time limit a job is still extended, in seconds: the interruption gets through within this, or not at all.
+#: How long past its time limit a job may take to end, in seconds: the interruption gets through within this, or not at all. Then it is
+#: given up (``middleware.time_limit``); should that fail too, its lease is extended no longer after twice the time.
 TIME_LIMIT_GRACE: Final = 5.0
+#: How often a waiting heartbeat says that it is still there, in seconds.
+IDLE: Final = 1.0
 
 
 class Heartbeat:
@@ -57,6 +61,7 @@ class Heartbeat:
         #: The brokers that the process fetches from, for its row.
         self.consumes: list[str] = []
         self._tally = Tally() if tally is None else tally
+        self.pulse = Pulse()
         self._stop = threading.Event()
         self._connection: BoundedConnection | None = None
         self._thread = threading.Thread(target=self._run, name="switchyard-heartbeat", daemon=True)
@@ -89,7 +94,7 @@ class Heartbeat:
 
     def _run(self) -> None:
         outage = Outage("heartbeat")
-        while not self._stop.wait(self._held.lease / 3):
+        while self._rest():
             try:
                 self.beat()
                 outage.over()
@@ -101,6 +106,15 @@ class Heartbeat:
                 # The outermost loop of the thread: a process that stopped beating would lose every job it runs.
                 logger.critical("heartbeat failed, trying again", exc_info=True)
                 self._disconnect()
+
+    def _rest(self) -> bool:
+        """Wait for a third of a lease. False: the thread is to end."""
+        until = monotonic() + self._held.lease / 3
+        while (left := until - monotonic()) > 0:
+            self.pulse.beat()
+            if self._stop.wait(min(left, IDLE)):
+                return False
+        return not self._stop.is_set()
 
     def beat(self) -> None:
         """One beat: the leases, the worker's row, and what follows from the answer."""
@@ -118,11 +132,13 @@ class Heartbeat:
         self._worker.running = len(self._held.running)
         self._worker.counters = self._counters.snapshot()
         write.beat(connection, self._worker)
+        self.pulse.beat()
         self._declaring.beat(connection)
         self._release_waiting(connection)
         self._record_activity(connection)
 
     def _extend(self, connection: BoundedConnection, now: float) -> None:
+        self.pulse.beat()
         claims = [claim for claim in self._held.all() if not self._overdue(claim, now)]
         if claims:
             rows = [(claim.job.id, claim.token, None if claim.started is None else now - claim.started) for claim in claims]
@@ -173,7 +189,7 @@ class Heartbeat:
         if limit is None or started is None or not claim.start_recorded:
             # Its start is recorded first, or nobody would know that this job was running and hold it guilty.
             return False
-        return now > started + limit + TIME_LIMIT_GRACE
+        return now > started + limit + 2 * TIME_LIMIT_GRACE
 
     def _connected(self) -> BoundedConnection:
         if self._connection is None or self._connection.closed:

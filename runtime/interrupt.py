@@ -15,7 +15,9 @@ It cannot interrupt a call that is blocked outside the interpreter; what becomes
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
+import traceback
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
@@ -69,6 +71,11 @@ class Guard:
     def _take_back(self) -> None:
         with self._lock:
             _set_exception(ctypes.c_ulong(self._thread), None)
+
+    def stack(self) -> traceback.StackSummary | None:
+        """Where the body's thread is right now; None: that thread is gone."""
+        frame = sys._current_frames().get(self._thread)
+        return None if frame is None else traceback.extract_stack(frame)
 
     def pause(self) -> None:
         """Let nothing interrupt the body until ``resume``: for its own use, around what must not be torn.

@@ -5,18 +5,21 @@
                2. running jobs may end within SHUTDOWN_GRACE
                3. then they get ``Shutdown``; a second later they are released by token, due at once, and the process ends
 
+Recycling is the same on the process's own account, with an exit code that says so. Under ``switchyard worker``, where another process has
+taken over, running jobs may then take as long as their time limits, until somebody tells this process to stop.
+
 Dramatiq's own order (threads first, up to ten minutes) never gets as far as step 3 by itself, so a thread of ours keeps the time.
 A second signal makes Dramatiq leave at once, stopping nothing, and only the threads keep the process alive: that is the grace's end.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
 import sys
 import threading
 from collections.abc import Callable
+from math import inf
 from time import monotonic
 from typing import Final
 
@@ -29,6 +32,7 @@ from ledger import write
 from ledger.database import Database
 from ledger.records import Finish, WorkerRow
 from ledger.states import State
+from runtime import process
 from runtime.claims import Claim, Completion, HeldClaims
 from runtime.counters import Counters
 from runtime.flusher import Flusher
@@ -36,6 +40,7 @@ from runtime.heartbeat import Heartbeat
 from runtime.identity import worker_id
 from runtime.routes import Routes
 from runtime.tally import Tally
+from runtime.watchdog import Watchdog
 from runtime.workqueue import WorkQueue
 from settings import Settings
 
@@ -43,6 +48,8 @@ logger = get_logger(__name__)
 
 #: How long a job that got ``Shutdown`` may take to clean up, in seconds.
 CLEAN_UP: Final = 1.0
+#: How often a process that is ending looks whether there is anything left to wait for, in seconds.
+GRACE_CHECK: Final = 0.2
 #: How long the last results may take to be written, in seconds.
 LAST_FLUSH: Final = 5.0
 
@@ -87,6 +94,13 @@ class WorkerNode:
             routes=routes.declared,
         )
         self.heartbeat = Heartbeat(database, self.held, self.counters, row, queues, routes, actors, self.tally)
+        self.watchdog = Watchdog(settings.watchdog, lease=settings.lease, end=self._break_off)
+        self.watchdog.watch("flusher", lambda: self.flusher.alive, self.flusher.pulse)
+        self.watchdog.watch("heartbeat", lambda: self.heartbeat.alive, self.heartbeat.pulse)
+        #: Why the process wants to be replaced; None: it does not.
+        self.recycling: str | None = None
+        self._recycle_lock = threading.Lock()
+        self._leave_at = inf
         self._stopped = threading.Event()
         self._grace_over = threading.Event()
         self._shutting_down = False
@@ -106,6 +120,37 @@ class WorkerNode:
         else:
             self.flusher.put(claim, finish)
 
+    def give_up(self, claim: Claim, finish: Finish) -> bool:
+        """The execution of a claim does not end, whatever one does: write how it ended all the same, and have the process replaced, since
+        nothing ends the thread. False: it has ended, or is about to by a commit of its own."""
+        if claim.completion is Completion.UNDER_WAY or not self.held.give_up(claim):
+            return False
+        self.tally.add(claim, finish)
+        if claim.completion is Completion.COMMITTED:
+            self.held.forget(claim)
+        else:
+            self.flusher.put(claim, finish)
+        self.recycle(f"job {claim.job.message_id} ({claim.job.actor}) does not end and keeps its thread")
+        return True
+
+    def recycle(self, reason: str) -> None:
+        """End this process in order, and have another take its place. A process that is not ours is left alone."""
+        with self._recycle_lock:
+            if self.recycling is not None:
+                return
+            self.recycling = reason
+        if not process.is_ours():
+            logger.error("this process should be replaced", reason=reason)
+            return
+        logger.warning("recycling this process", reason=reason)
+        process.ask_to_recycle()
+
+    def told_to_stop(self, *, hurry: bool) -> None:
+        """Somebody wants this process to end: from now on the grace counts, or is over (``hurry``)."""
+        self._leave_at = min(self._leave_at, monotonic() + self.settings.shutdown_grace)
+        if hurry:
+            self._grace_over.set()
+
     def release_unstarted(self) -> None:
         """Give back what has not started. Without Postgres the leases do it later."""
         claims = self.held.withdraw()
@@ -123,7 +168,10 @@ class WorkerNode:
     def begin_shutdown(self) -> None:
         """Release what has not started, and see to it that what runs ends within the grace."""
         self._shutting_down = True
+        self.watchdog.relax()
         self.held.close()
+        if self.recycling is None or not process.is_supervised():
+            self.told_to_stop(hurry=False)
         self.release_unstarted()
         threading.Thread(target=self._enforce_grace, name="switchyard-grace", daemon=True).start()
 
@@ -139,10 +187,14 @@ class WorkerNode:
         self._grace_over.set()
         self.flusher.stop(LAST_FLUSH)
         self.heartbeat.stop()
+        self.watchdog.stop()
 
     def _enforce_grace(self) -> None:
-        ours = multiprocessing.parent_process() is not None
-        self._grace_over.wait(self.settings.shutdown_grace)
+        ours = process.is_ours()
+        while (left := self._leave_at - monotonic()) > 0 and not self._grace_over.wait(min(GRACE_CHECK, left)):
+            if self.held.given_up and not self.held.running:
+                # Nobody but threads that never end is left to wait for.
+                break
         if self._stopped.is_set():
             return
         running = list(self.held.running)
@@ -167,7 +219,12 @@ class WorkerNode:
             logger.warning("released jobs that did not end, leaving", jobs=len(stuck))
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(0 if self.recycling is None else process.RECYCLED)
+
+    def _break_off(self, reason: str) -> None:
+        if process.is_ours():
+            process.break_off(reason)
+        logger.critical("a worker in this process is out of order", reason=reason)
 
     def _commit_start(self, claim: Claim) -> bool:
         try:

@@ -10,7 +10,7 @@ item goes on for ever (CPython 3.11: the time left turns negative, which means n
 
 from __future__ import annotations
 
-from _thread import LockType, allocate_lock
+from _thread import LockType, allocate_lock, get_ident
 from collections import deque
 from collections.abc import Iterable
 from queue import Empty
@@ -18,6 +18,7 @@ from time import monotonic, sleep
 from typing import Final, Protocol
 
 from runtime.claims import Claim, HeldClaims
+from runtime.watchdog import Pulse
 
 #: How often ``join`` looks, in seconds.
 _JOIN_POLL: Final = 0.01
@@ -43,6 +44,11 @@ class WorkQueue:
         self._items: deque[Item] = deque()
         # Of threads that wait, each asleep on a lock of its own until somebody releases it.
         self._waiting: deque[LockType] = deque()
+        self._pulses: dict[int, Pulse] = {}
+
+    def pulse(self, thread: int) -> Pulse:
+        """The pulse of a worker thread, by its identifier: beats as it asks for work, and rests while it is at work."""
+        return self._pulses.setdefault(thread, Pulse())
 
     def hand_over(self, items: Iterable[Item]) -> None:
         """Queue messages whose claims are held already."""
@@ -52,6 +58,9 @@ class WorkQueue:
     def get(self, block: bool = True, timeout: float | None = None) -> Item:
         """The next message that may start now. Raises ``queue.Empty`` after ``timeout`` seconds."""
         deadline = monotonic() + (timeout if timeout is not None else _FOR_EVER if block else 0.0)
+        pulse = self._pulses.get(get_ident())
+        if pulse is not None:
+            pulse.beat()
         while True:
             try:
                 item = self._items.popleft()
@@ -61,8 +70,13 @@ class WorkQueue:
             # Whoever takes one wakes the next: a wake-up that met a thread whose time was over is passed on, not lost.
             if self._waiting and self._items:
                 self._wake_one()
+            # Its start may have to be committed first, and what follows is for its time limit to watch.
+            if pulse is not None:
+                pulse.rest()
             if self._held.start(item.claim):
                 return item
+            if pulse is not None:
+                pulse.beat()
 
     def _wait(self, seconds: float) -> None:
         if seconds <= 0:

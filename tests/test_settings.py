@@ -58,6 +58,7 @@ def test_durations_may_be_timedeltas():
     [
         ("BROKER", "rabbit", "'rabbit' is unknown; write postgres, redis or rabbitmq"),
         ("LEASE", "soon", "write a duration such as 30s"),
+        ("WATCHDOG", "500ms", "write 0 (never) or at least 3s"),
         ("LEASE", "0.1", "0.1 is below 0.5"),
         ("LEASE", "nan", "write a duration such as 30s"),
         ("DATABASE_URL", "mysql://localhost/x", "write postgresql://user:password@host:port/database"),

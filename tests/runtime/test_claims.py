@@ -246,6 +246,22 @@ def test_what_was_given_up_at_the_end_of_the_grace_finishes_no_more():
     assert not claims.finish(running)
 
 
+def test_what_is_given_up_finishes_no_more_and_its_thread_counts_no_more():
+    claims = held(threads=4)
+    running, waiting = take(claims, 2)
+    claims.start(running)
+
+    assert claims.give_up(running)
+    assert not claims.give_up(running)
+    assert not claims.give_up(waiting)
+
+    assert running.lost
+    # Its end is on the way into the ledger, and its lease is extended until then.
+    assert claims.all() == [waiting, running]
+    assert not claims.finish(running)
+    assert (claims.threads, claims.given_up) == (3, 1)
+
+
 def test_the_work_queue_passes_over_what_may_not_start():
     claims = held()
     queue = WorkQueue(claims)

@@ -75,7 +75,7 @@ def test_what_waits_for_a_whole_beat_is_given_back_at_no_cost(desk, heartbeat):
 def test_a_body_that_hangs_past_its_limit_is_left_to_its_lease(desk, heartbeat):
     hanging, fine = desk.claim(2)
     hanging.time_limit = fine.time_limit = 10.0
-    hanging.started = monotonic() - 10.0 - TIME_LIMIT_GRACE - 1
+    hanging.started = monotonic() - 10.0 - 2 * TIME_LIMIT_GRACE - 1
     hanging.start_recorded = True
     age(desk, hanging, fine)
 
@@ -88,7 +88,7 @@ def test_a_body_that_hangs_past_its_limit_is_left_to_its_lease(desk, heartbeat):
 def test_the_start_of_a_body_that_hangs_is_recorded_before_it_is_left_to_its_lease(desk, heartbeat):
     (hanging,) = desk.claim(1)
     hanging.time_limit = 0.001
-    hanging.started = monotonic() - TIME_LIMIT_GRACE - 1
+    hanging.started = monotonic() - 2 * TIME_LIMIT_GRACE - 1
     age(desk, hanging)
 
     heartbeat.beat()
