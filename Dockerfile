@@ -15,4 +15,4 @@ RUN pip install --no-cache-dir --no-deps --editable . \
 
 USER switchyard
 ENV PYTHONUNBUFFERED=1 LOG_FORMAT=json
-CMD ["dramatiq", "actors", "-p", "1"]
+CMD ["switchyard", "worker", "actors", "--processes", "2"]

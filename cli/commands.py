@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import re
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -16,12 +18,17 @@ from cli.keeping import run_keeper
 from cli.migrating import migrate as migrate_database
 from cli.refusals import database_refusal
 from cli.signals import Stopped
+from cli.supervisor import Supervisor
 from cli.up import run_up
-from errors import LedgerUnavailable, SwitchyardError
+from errors import LedgerUnavailable, SettingsError, SwitchyardError
+from runtime.child import Options
+from runtime.process import REFUSED
 from settings import load
 
 P = ParamSpec("P")
 
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:I?B)?", re.IGNORECASE)
 #: What shells report for a process that a signal ended: this plus its number.
 _SIGNALLED = 128
 
@@ -119,3 +126,56 @@ def up(actors: tuple[str, ...]) -> None:
     The exit code is 0 after Ctrl-C or SIGTERM, and 1 when a process of the stack ended by itself.
     """
     run_up(actors or ("actors",))
+
+
+def _size(context: click.Context, option: click.Parameter, value: str | None) -> int | None:
+    """Read 512MB, 1.5G or a number of bytes; the units are powers of 1024."""
+    if value is None:
+        return None
+    found = _SIZE.fullmatch(value.strip())
+    size = 0 if found is None else int(float(found[1]) * 2 ** _UNITS[found[2].upper()])
+    if not size:
+        raise click.BadParameter("write a size such as 512MB or 1.5GB")
+    return size
+
+
+def _processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@main.command(short_help="Run worker processes and keep them alive.")
+@click.argument("modules", nargs=-1, metavar="[MODULE]...")
+@click.option("-p", "--processes", type=click.IntRange(1), help="How many. [default: one per processor]")
+@click.option("-t", "--threads", type=click.IntRange(1), default=8, show_default=True, help="Jobs that each runs at a time.")
+@click.option("-Q", "--queues", "queues", multiple=True, metavar="QUEUE[,QUEUE]...", help="Consume only these. [default: all]")
+@click.option("--max-jobs", type=click.IntRange(1), help="Replace a process after about so many jobs.")
+@click.option("--max-memory", callback=_size, metavar="SIZE", help="Replace a process that uses more, such as 512MB.")
+def worker(
+    modules: tuple[str, ...],
+    processes: int | None,
+    threads: int,
+    queues: tuple[str, ...],
+    max_jobs: int | None,
+    max_memory: int | None,
+) -> None:
+    """Run the jobs of the actors in MODULEs (default: actors) until Ctrl-C or SIGTERM.
+
+    Each process is what `dramatiq MODULE -p 1` runs. One that dies is replaced, and the others go on. After a signal running jobs get
+    SHUTDOWN_GRACE; after a second one they are given back at once. The exit code is 0 when all of them ended well, and 3 when none
+    could start.
+    """
+    try:
+        load()
+    except SettingsError as error:
+        click.echo(f"switchyard: {error}", err=True)
+        sys.exit(REFUSED)
+    options = Options(
+        channel=-1,
+        modules=list(modules) or ["actors"],
+        threads=threads,
+        queues=[name for entry in queues for name in entry.split(",") if name],
+        max_jobs=max_jobs,
+        max_memory=max_memory,
+    )
+    sys.exit(Supervisor(options, processes or _processors()).run())

@@ -189,7 +189,7 @@ class Stack:
         self._lock.flush()
         with self._signals.shielded():
             self._guard = Guard(self._lock.fileno())
-        end_leftover("worker", self._root / "run", "-m dramatiq ")
+        end_leftover("worker", self._root / "run", "-m cli worker ")
 
     def _start_postgres(self) -> None:
         if not self.embedded_database:
@@ -235,7 +235,7 @@ class Stack:
             self.places.append(("ledger", f"migrated from {before or 'nothing'} to {after}"))
 
     def _start_workers(self) -> None:
-        command = [sys.executable, "-m", "dramatiq", *self._actors]
+        command = [sys.executable, "-m", "cli", "worker", *self._actors]
         command += ["--processes", str(WORKER_PROCESSES), "--threads", str(WORKER_THREADS)]
         worker = self._launch("worker", command, env=child_environment(self.settings))
         database = Database(self.settings.database_url.get_secret_value(), pool_size=1)

@@ -1,4 +1,4 @@
-"""Real ``dramatiq`` worker processes: started with an environment of their own, signalled, logs shown when a test fails."""
+"""Real worker processes, of ``dramatiq`` and of ``switchyard worker``: an environment of their own, signalled, logs when a test fails."""
 
 from __future__ import annotations
 
@@ -7,16 +7,23 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
+
 from settings import Settings, variables
 from tests.rig.processes import ROOT, Child, base_environment
 
 
 class Worker(Child):
-    """One ``dramatiq`` command with its worker process.
+    """One ``dramatiq`` or ``switchyard worker`` command with its worker processes.
 
     ``terminate`` is SIGTERM to the command, as a supervisor sends it; ``kill``, ``freeze`` and ``thaw`` hit the whole tree. For a
     signal to the worker process alone, send it to ``children()``.
     """
+
+    def workers(self) -> list[psutil.Process]:
+        """Of ``switchyard worker``: its living worker processes, oldest first. A program that a job runs is none."""
+        found = [child for child in self.children() if "runtime.child" in " ".join(_command(child))]
+        return sorted(found, key=lambda child: child.pid)
 
     def stop(self, timeout: float = 40.0) -> int:
         """SIGTERM, and the exit code. Raises: subprocess.TimeoutExpired."""
@@ -46,10 +53,14 @@ class Workers:
         queues: tuple[str, ...] = (),
         path: Path | str | None = None,
         env: Mapping[str, str] | None = None,
+        supervised: bool = False,
+        options: tuple[str, ...] = (),
     ) -> Worker:
-        """Start ``dramatiq MODULE... -p PROCESSES -t THREADS``.
+        """Start ``dramatiq MODULE... -p PROCESSES -t THREADS``, or ``switchyard worker`` with the same.
 
         Parameters:
+            supervised: start ``switchyard worker``.
+            options: more words for the command line.
             module: the module with the actors; default the checkout's ``actors``.
             queues: consume only these; default all.
             path: a further folder to import modules from, such as ``tmp_path`` with actors written by the test.
@@ -58,7 +69,8 @@ class Workers:
         environment = self._environment | dict(env or {})
         if path is not None:
             environment["PYTHONPATH"] = f"{path}:{environment['PYTHONPATH']}"
-        command = [sys.executable, "-m", "dramatiq", module, *more_modules, "-p", str(processes), "-t", str(threads)]
+        program = ["-W", "error", "-m", "cli", "worker"] if supervised else ["-m", "dramatiq"]
+        command = [sys.executable, *program, module, *more_modules, "-p", str(processes), "-t", str(threads), *options]
         if queues:
             command += ["-Q", *queues]
         log = self._directory / f"worker-{len(self.started) + 1}-{uuid.uuid4().hex[:6]}.log"
@@ -75,3 +87,10 @@ class Workers:
         for worker in self.started:
             if worker.running:
                 worker.kill()
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
