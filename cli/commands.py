@@ -13,6 +13,9 @@ from typing import ParamSpec
 import click
 from rich.console import Console
 
+from brokers import TRANSPORTS
+from cli.broker_drain import Drain
+from cli.broker_status import run_status
 from cli.demo import run_demo
 from cli.keeping import run_keeper
 from cli.migrating import migrate as migrate_database
@@ -179,3 +182,33 @@ def worker(
         max_memory=max_memory,
     )
     sys.exit(Supervisor(options, processes or _processors()).run())
+
+
+@main.group(short_help="Look at the brokers, and move from one to another.")
+def broker() -> None:
+    """Look at the brokers, and move from one to another while jobs flow.
+
+    Usually nothing is needed but a rolling restart with another BROKER; docs/howto/switch-broker.md.
+    """
+
+
+@broker.command(short_help="Show where triggers go, and what lies in each broker.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+@_reported
+def status(as_json: bool) -> None:
+    """Show, per broker: the queues it carries, jobs waiting that were published there, triggers in it, age, epoch, workers."""
+    run_status(load(), Console(), as_json=as_json)
+
+
+@broker.command(short_help="Move everything from one broker to another.")
+@click.argument("old", type=click.Choice(TRANSPORTS))
+@click.option("--to", "new", type=click.Choice(TRANSPORTS), required=True, help="The broker to move to; it has to be running.")
+@click.option("--queue", metavar="NAME", help="Move this queue alone.")
+@_reported
+def drain(old: str, new: str, queue: str | None) -> None:
+    """Have everything that goes to OLD go to another broker, at once, and move the jobs that wait there.
+
+    Workers and senders follow within seconds, whatever their BROKER says, and OLD may be down. Ends when OLD holds nothing that
+    matters. Ctrl-C loses nothing: run it again, or leave the rest to the workers.
+    """
+    Drain(load(), old, new, queue, Console()).run()

@@ -171,3 +171,30 @@ SET broker = %(to)s, publish_count = 1,
     next_publish_at = CASE WHEN %(carries)s THEN clock_timestamp() + make_interval(secs => %(grace)s) END
 WHERE j.id = ANY(%(ids)s::bigint[]) AND j.state = 'pending' AND j.broker <> %(to)s
 RETURNING j.id, j.queue, j.actor, j.priority, j.broker;
+
+-- name: pending_by_broker
+-- Per broker: how many pending rows were last published to it, and for how many seconds the oldest of them could have run. The two
+-- halves are what the partial indexes hold.
+SELECT broker, count(*), extract(epoch FROM clock_timestamp() - min(run_at))::float8
+FROM (
+    SELECT broker, run_at FROM switchyard.job WHERE state = 'pending' AND broker <> 'postgres'
+    UNION ALL
+    SELECT broker, run_at FROM switchyard.job WHERE state = 'pending' AND broker = 'postgres'
+) AS waiting
+GROUP BY broker;
+
+-- name: pending_at
+-- How many pending rows of some queues were last published to one broker.
+SELECT count(*)
+FROM switchyard.job
+WHERE state = 'pending' AND queue = ANY(%(queues)s::text[]) AND broker = %(broker)s;
+
+-- name: broker_users
+-- What the living workers declare and consume.
+SELECT queues, routes, consumes
+FROM switchyard.worker
+WHERE beat_at > clock_timestamp() - make_interval(secs => lease_seconds);
+
+-- name: epochs
+-- Which life of each broker, or of each of its queues, the ledger's rows were published to.
+SELECT broker, queue, value FROM switchyard.epoch ORDER BY broker, queue;
