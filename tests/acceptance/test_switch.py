@@ -123,8 +123,9 @@ def test_what_waits_in_a_broker_that_is_dead_runs_by_way_of_the_new_one(everywhe
         # Whoever sends learns of it although nothing could be published any more.
         wait_until(lambda: system.broker.routes.of("default") == "postgres", 30, "the sender follows")
     finally:
-        server.stop()
+        server.start()
         system.close()
+        server.stop()
 
 
 @pytest.mark.parametrize("general", ["postgres", "redis"])
