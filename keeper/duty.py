@@ -52,6 +52,8 @@ class Seen(NamedTuple):
     expired: bool = False
     #: Something waits for a worker that knows its actor.
     unknown: bool = False
+    #: Something waits in the Postgres broker.
+    waiting: bool = False
 
 
 @dataclass(slots=True)

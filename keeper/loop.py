@@ -82,26 +82,29 @@ class Keeper:
         turns = dict.fromkeys(DUTIES, monotonic())
         outage = Outage("keeper")
         pause = RETRY_MIN
+        relay_at = 0.0
+        called = False
         while not self._stopping:
             try:
                 connection = self._connected(keeping)
                 self._take_turns(connection, keeping, turns)
-                sleep = self._relay(connection, keeping)
+                if called or monotonic() >= relay_at:
+                    relay_at = monotonic() + self._relay(connection, keeping)
                 pause = RETRY_MIN
                 outage.over()
-                self._sleep(min(sleep, max(NAP, min(turns.values()) - monotonic())))
+                called = self._sleep(max(NAP, min(relay_at, *turns.values()) - monotonic()))
             except (psycopg.Error, LedgerUnavailable) as error:
                 outage.failed(error)
                 self._disconnect()
                 # However overdue duties and rows are: Postgres gets its time to come back.
-                self._wake_at = None
+                self._wake_at, relay_at = None, 0.0
                 self._sleep(pause)
                 pause = min(pause * 2, RETRY_MAX)
             except Exception:
                 # The outermost loop of the thread: without it delays, retries and rescues would stop, unseen.
                 logger.critical("the keeper failed, trying again", retry_in=RETRY_MAX, exc_info=True)
                 self._disconnect()
-                self._wake_at = None
+                self._wake_at, relay_at = None, 0.0
                 self._sleep(RETRY_MAX)
         self._disconnect()
 
@@ -149,21 +152,23 @@ class Keeper:
         # Nothing relayed although something is due: its broker is down, or another keeper has it.
         return NAP if relayed else POLL
 
-    def _sleep(self, seconds: float) -> None:
+    def _sleep(self, seconds: float) -> bool:
+        """Sleep for at most ``seconds``. Returns whether the relay was called for before they were over."""
         until = monotonic() + seconds
         while not self._stopping:
             self.pulse.beat()
             wake_at = self._wake_at
             left = (until if wake_at is None else min(until, wake_at)) - monotonic()
             if left <= 0:
-                return
+                return wake_at is not None and wake_at <= until
             try:
                 if self._alarm.wait(left, self._connection):
-                    return
+                    return True
             except psycopg.Error as error:
                 logger.warning("keeper lost Postgres", error=str(error).strip())
                 self._disconnect()
-                return
+                return True
+        return False
 
     def _connected(self, keeping: Keeping) -> BoundedConnection:
         if self._connection is None or self._connection.closed:

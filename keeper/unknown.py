@@ -23,7 +23,8 @@ logger = get_logger(__name__)
 
 def sweep(connection: BoundedConnection, keeping: Keeping) -> None:
     """The duty: notice what waits, end what has waited for too long."""
-    mark(connection)
+    if keeping.seen.waiting:
+        mark(connection)
     settings = keeping.settings
     if keeping.seen.unknown and settled(connection, settings.lease, keeping.connected_again_at):
         settle(connection, settings.unknown_actor_after)

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from time import monotonic
@@ -84,10 +84,16 @@ class Stand:
         """Remove every job, so that each round meets the same table."""
         self.database.execute("TRUNCATE switchyard.job, switchyard.attempt, switchyard.job_log")
 
-    @contextmanager
-    def worker(self, module: str, *, processes: int, threads: int) -> Iterator[WorkerProcesses]:
+    def worker(self, module: str, *, processes: int, threads: int) -> AbstractContextManager[WorkerProcesses]:
         """A real ``dramatiq`` command, stopped with SIGTERM at the end. Raises: LoadtestFailed: it did not leave in good order."""
-        command = [sys.executable, "-m", "dramatiq", module, "-p", str(processes), "-t", str(threads)]
+        return self._running([sys.executable, "-m", "dramatiq", module, "-p", str(processes), "-t", str(threads)])
+
+    def keeper(self) -> AbstractContextManager[WorkerProcesses]:
+        """``switchyard keeper``, stopped in the same way."""
+        return self._running([sys.executable, "-c", "from cli import main; main()", "keeper"])
+
+    @contextmanager
+    def _running(self, command: list[str]) -> Iterator[WorkerProcesses]:
         with TemporaryFile("w+") as log:
             process = subprocess.Popen(command, env=self._environment, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
             worker = WorkerProcesses(process, log)
@@ -124,6 +130,15 @@ class WorkerProcesses:
                 times = process.cpu_times()
                 found += times.user + times.system
         return found
+
+    def memory(self) -> float:
+        """Resident memory of the command and its processes, in megabytes."""
+        found = 0
+        with suppress(psutil.NoSuchProcess):
+            parent = psutil.Process(self._process.pid)
+            for process in (parent, *parent.children(recursive=True)):
+                found += process.memory_info().rss
+        return found / 2**20
 
     def stop(self) -> None:
         """SIGTERM, as a supervisor sends it. Raises: LoadtestFailed: it does not leave, or with an error."""

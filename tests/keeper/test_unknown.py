@@ -121,13 +121,13 @@ def test_nothing_is_buried_within_a_lease_of_this_keepers_own_return(ledger, nod
 def test_the_look_finds_what_there_is_to_do(ledger, node, beat, strangers):
     keeping = Keeping(node, Broker())
     look.sweep(ledger, keeping)
-    assert keeping.seen == (False, False, False)
+    assert keeping.seen == (False, False, False, True)
 
     beat("one", ["work"])
     strangers()
     look.sweep(ledger, keeping)
-    assert keeping.seen == (False, False, True)
+    assert keeping.seen == (False, False, True, True)
 
     add(ledger, max_age=0.0)
     look.sweep(ledger, keeping)
-    assert keeping.seen == (False, True, True)
+    assert keeping.seen == (False, True, True, True)

@@ -143,7 +143,7 @@ HOT: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
     "cancel_waiting": (lambda c: write.cancel_waiting(c, token()), {"job_message_id_key"}),
     "replay": (lambda c: write.replay(c, token()), {"job_message_id_key"}),
     "prune": (lambda c: prune(c, Settings()), {"job_pkey"}),
-    "look": (lambda c: c.execute(SQL["look"]), {"job_lease", "job_expiry", "job_unknown_actor"}),
+    "look": (lambda c: c.execute(SQL["look"]), {"job_lease", "job_expiry", "job_unknown_actor", "job_ready"}),
     "settle_unknown": (
         lambda c: c.execute(SQL["settle_unknown"], {"now": None, "after": 60.0}),
         {"job_unknown_actor", "job_pkey"},

@@ -97,3 +97,16 @@ def test_figures_are_medians_with_their_range():
     assert report.spread([3.0, 1000.0, 2000.4]) == "1,000 (3-2,000)"
     assert report.ratio([300.0, 100.0], [50.0]) == "4.00 x"
     assert report.table([["", "a"], ["row", "1"]]) == "     a\nrow  1"
+
+
+def test_the_keepers_costs_and_its_punctuality_are_measured(settings, broker_name):
+    words = ["-m", "loadtest.keeper", "--broker", broker_name, "--idle", "2", "--scheduled", "1000", "--jobs", "300"]
+
+    done = run(settings, *words, "--rate", "300", "--json")
+
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["switchyard"]
+    assert found["worker"]["cpu"] >= 0
+    assert found["later"]["after"] > 0
+    # A trigger that was forgotten would be a minute late; that one is punctual depends on who else uses the machine.
+    assert 0 <= found["late"]["p50"] <= found["late"]["max"] < 60

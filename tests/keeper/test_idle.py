@@ -1,0 +1,47 @@
+"""What a keeper costs while there is nothing to do: few statements, whatever the number of duties."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+import pytest
+
+from keeper.loop import Keeper
+from ledger.database import BoundedConnection
+from ledger.sql import SQL
+from tests.keeper.conftest import Broker
+from tests.rig.waiting import wait_until
+
+#: How long it is watched, in seconds: three sweeps.
+WATCHED = 15.5
+
+
+@pytest.fixture
+def statements(monkeypatch):
+    """What the keeper's connection executes."""
+    names = {text: name for name, text in SQL.items()}
+    seen = []
+    real = BoundedConnection.execute
+
+    def execute(connection, query, *arguments, **options):
+        seen.append(names.get(query, str(query)))
+        return real(connection, query, *arguments, **options)
+
+    monkeypatch.setattr(BoundedConnection, "execute", execute)
+    return seen
+
+
+def test_a_system_at_rest_costs_a_keeper_two_statements_a_second(node, statements):
+    keeper = Keeper(Broker())
+    keeper.start(node)
+    wait_until(lambda: statements.count("next_due") >= 2, 60, lambda: str(statements))
+    statements.clear()
+
+    until = monotonic() + WATCHED
+    wait_until(lambda: monotonic() > until, WATCHED + 30, "the time is over")
+    seen = list(statements)
+    keeper.stop()
+
+    # Once a minute come a few more, which may fall into these seconds.
+    assert len(seen) <= 2 * WATCHED + 10, seen
+    assert seen.count("look") >= 1
