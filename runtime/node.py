@@ -125,10 +125,12 @@ class WorkerNode:
         nothing ends the thread. False: it has ended, or is about to by a commit of its own."""
         if claim.completion is Completion.UNDER_WAY or not self.held.give_up(claim):
             return False
-        self.tally.add(claim, finish)
         if claim.completion is Completion.COMMITTED:
+            # It is completed, and only its thread is not.
+            self.tally.add(claim, claim.ending or finish)
             self.held.forget(claim)
         else:
+            self.tally.add(claim, finish)
             self.flusher.put(claim, finish)
         self.recycle(f"job {claim.job.message_id} ({claim.job.actor}) does not end and keeps its thread")
         return True

@@ -10,6 +10,7 @@ import pytest
 
 import switchyard
 from ledger.states import State
+from runtime.process import RECYCLED
 from tests.rig.waiting import wait_until
 
 WORKER = "tests.acceptance.worker"
@@ -161,7 +162,9 @@ def test_a_process_recycles_after_so_many_jobs_and_its_successor_is_there_before
     system, worker_process, tmp_path, broker_name
 ):
     go = tmp_path / "go"
-    worker = worker_process(WORKER, supervised=True, threads=2, options=("--max-jobs", "5"), env={"SHUTDOWN_GRACE": "0.1"})
+    worker = worker_process(
+        WORKER, supervised=True, threads=2, options=("--max-jobs", "5"), env={"SHUTDOWN_GRACE": "0.1", "LEASE": "30"}
+    )
     (old,) = up(system, worker, 1)
     running = system.jobs.wait_for_file.send(str(go))
     wait_until(lambda: traces(system, "started"), 20, "it runs")
@@ -183,7 +186,7 @@ def test_a_process_recycles_after_so_many_jobs_and_its_successor_is_there_before
 
 @one_broker
 def test_a_process_recycles_when_it_uses_too_much_memory(system, worker_process, broker_name):
-    worker = worker_process(WORKER, supervised=True, options=("--max-memory", "400MB"))
+    worker = worker_process(WORKER, supervised=True, options=("--max-memory", "400MB"), env={"LEASE": "30"})
     up(system, worker, 1)
 
     fat = system.ended(system.jobs.holds_memory.send(400), 20).result
@@ -228,7 +231,7 @@ def test_a_job_that_may_not_be_lost_twice_runs_once(system, worker_process, brok
 
 @one_broker
 def test_a_job_that_runs_out_of_memory_fails_and_takes_nobody_along(system, worker_process, broker_name):
-    worker = worker_process(WORKER, supervised=True)
+    worker = worker_process(WORKER, supervised=True, env={"LEASE": "30"})
     (pid,) = up(system, worker, 1)
 
     job = system.ended(system.jobs.swells.send(2**28), 40)
@@ -261,4 +264,31 @@ def test_a_job_that_no_exception_reaches_is_given_up_and_its_process_replaced(sy
     wait_until(lambda: old not in {process.pid for process in worker.workers()}, 30, worker.output)
     assert "does not end and keeps its thread" in worker.output()
     assert traces(system, "returned") == []
+    assert worker.stop() == 0
+
+
+@one_broker
+def test_under_plain_dramatiq_a_job_that_is_given_up_ends_the_command_and_the_others_are_released(
+    system, worker_process, broker_name
+):
+    worker = worker_process(WORKER, threads=2, env={"LEASE": "60", "SHUTDOWN_GRACE": "1"})
+    hanging, other = system.jobs.hangs_in_c.send(120.0), system.jobs.stubborn.send(120.0)
+    wait_until(lambda: len(traces(system, "started")) == 2, 60, worker.output)
+
+    assert worker.wait(60) == RECYCLED
+
+    job = system.job(hanging)
+    assert (job.state, job.failures, job.lost, job.error_type) == (State.RETRYING, 1, 0, "TimeLimitExceeded")
+    job = system.job(other)
+    assert (job.state, job.failures, job.lost) == (State.PENDING, 0, 0)
+    assert [attempt.outcome for attempt in system.attempts(other)] == ["released"]
+    assert registered(system) == set()
+
+
+def test_a_queue_that_no_actor_is_on_is_said(system, worker_process):
+    worker = worker_process(WORKER, supervised=True, options=("-Q", "default,nothing"))
+
+    up(system, worker, 1)
+
+    assert "no actor is declared on the queue nothing" in worker.output()
     assert worker.stop() == 0
