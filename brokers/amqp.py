@@ -28,6 +28,7 @@ from pika.channel import Channel
 from pika.exceptions import (
     AMQPConnectionError,
     AMQPError,
+    ChannelClosedByBroker,
     ProbableAccessDeniedError,
     ProbableAuthenticationError,
     StreamLostError,
@@ -45,6 +46,7 @@ logging.getLogger("pika").setLevel(logging.CRITICAL)
 #: Seconds without a sign of life after which either side gives a connection up. Short: a frozen worker keeps the triggers it was pushed
 #: until the server gives its connection up; fetchers and publishers give a sign every second.
 _HEARTBEAT = 10
+_NOT_FOUND = 404
 #: How long ``close`` waits for the server's goodbye, in seconds. Until then the server reads what was published before.
 _GOODBYE = 1.0
 
@@ -232,6 +234,44 @@ def queue_name(prefix: str, queue: str) -> str:
 def declare(channel: Channel, name: str) -> None:
     """Make sure that a queue exists, without waiting for the reply; a queue with other arguments closes the channel."""
     channel.queue_declare(name, durable=True, arguments={"x-max-priority": MAX_PRIORITY})
+
+
+def opened(url: str, purpose: str) -> Link:
+    """A new link, open. Raises: TransportDown."""
+    link = Link(url, purpose)
+    try:
+        link.open()
+    except TransportDown:
+        link.abandon()
+        raise
+    return link
+
+
+def ask(link: Link, question: Callable[[Channel, Callable[[Any], None]], object]) -> Any:
+    """Ask on the link's channel and wait for the reply. Raises: TransportDown."""
+    replies: list[Any] = []
+    with link.writing() as channel:
+        question(channel, replies.append)
+    link.turn_until(lambda: bool(replies), "no answer")
+    return replies[0]
+
+
+def ask_if_there(link: Link, question: Callable[[Channel, Callable[[Any], None]], object]) -> Any:
+    """As ``ask``, about something that may not exist: None where it does not. Raises: TransportDown."""
+    try:
+        return ask(link, question)
+    except TransportDown as error:
+        closed = error.__cause__
+        if not isinstance(closed, ChannelClosedByBroker) or closed.reply_code != _NOT_FOUND:
+            raise
+        link.renew_channel()
+        return None
+
+
+def waiting(link: Link, name: str) -> tuple[int, int]:
+    """How many messages wait in a queue, and how many consumers it has; 0 and 0 where there is none. Raises: TransportDown."""
+    reply = ask_if_there(link, lambda channel, answer: channel.queue_declare(name, passive=True, callback=answer))
+    return (0, 0) if reply is None else (int(reply.method.message_count), int(reply.method.consumer_count))
 
 
 def _nothing() -> None:

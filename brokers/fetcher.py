@@ -4,8 +4,9 @@
     Postgres           room ─► claim (one statement per queue) ─► hand over; nothing there: wait for the doorbell, then look
 
 A trigger whose row was not claimed is looked into once: unknown and stale ones are counted and dropped, a suspect is kept in mind until
-the suspect in hand has ended, one of an unknown actor is offered again later. Postgres away: triggers in hand are kept and claimed when
-it is back; a claim whose reply was lost is read back by its token. The broker away: the fetcher tries again, backing off to 2 s.
+the suspect in hand has ended, one of an unknown actor is offered again later. Marks are noted in the ledger once everything before them is
+claimed. Postgres away: triggers in hand are kept and claimed when it is back; a claim whose reply was lost is read back by its token. The
+broker away: the fetcher tries again, backing off to 2 s.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ import psycopg
 from structlog.stdlib import get_logger
 
 from brokers.message import ClaimedMessage
-from brokers.transport import ANY_QUEUE, Fetched, Transport, TransportDown, Trigger
+from brokers.transport import ANY_QUEUE, Fetched, Mark, Transport, TransportDown, Trigger
 from errors import LedgerUnavailable
-from ledger import write
+from ledger import sent, write
 from ledger.database import BoundedConnection, is_outage
 from ledger.records import ClaimedJob
 from ledger.states import State
@@ -189,6 +190,8 @@ class TriggerFetcher(Fetcher):
         super().__init__(transport, node, queues, actors, paused)
         self._receiver = transport.receiver()
         self._in_hand: list[Trigger] = []
+        # Arrived after what was in hand; reported once that is claimed.
+        self._marks: list[Mark] = []
         self._suspects: deque[int] = deque()
 
     def _round(self) -> None:
@@ -201,8 +204,12 @@ class TriggerFetcher(Fetcher):
             fetched = self._receiver.fetch(self._queues(), room, wait if room else 0.0)
             self._count_undecodable(fetched)
             self._in_hand = fetched.triggers
+            self._marks += fetched.marks
         if self._in_hand and not self._stop.is_set():
             self._claim_in_hand()
+        if self._marks and not self._in_hand:
+            sent.record_marks(self._connected(), self._transport.name, self._marks)
+            self._marks = []
 
     def _claim_in_hand(self) -> None:
         triggers = self._in_hand
@@ -261,7 +268,7 @@ class TriggerFetcher(Fetcher):
             self._node.counters.note("undecodable_triggers", raw[:100], f"dropped a message that is no trigger: {raw[:100]!r}")
 
     def _let_go(self) -> None:
-        triggers, self._in_hand = self._in_hand, []
+        triggers, self._in_hand, self._marks = self._in_hand, [], []
         self._receiver.settle(triggers)
 
     def _close(self) -> None:

@@ -1,6 +1,7 @@
 """Triggers through RabbitMQ: a durable queue with priorities per queue, confirmed publishing, acknowledged consuming.
 
-    <prefix>.<queue>.p10   classic queue, x-max-priority 10; message "<job id> <actor>", persistent, priority 9 - band
+    <prefix>.<queue>.p10             classic queue, x-max-priority 10; message "<job id> <actor>", persistent, priority 9 - band
+    <prefix>.<queue>.epoch.<name>    an exchange that nothing is published to; it goes when its queue goes (brokers.rabbitmq_inspector)
 
 Sender and receiver declare the queues they use once per connection, so an empty vhost, a wiped one or a deleted queue heals by
 itself. All publishes go through the default exchange with ``mandatory``: a missing queue sends them back.
@@ -15,15 +16,14 @@ The receiver lets RabbitMQ push; how much it may hold unclaimed follows what is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
 from pika import BasicProperties, URLParameters
-from pika.channel import Channel
-from pika.exceptions import ChannelClosedByBroker
 
-from brokers.amqp import Link, declare, queue_name
+from brokers.amqp import Link, ask, declare, opened, queue_name, waiting
+from brokers.rabbitmq_inspector import RabbitmqInspector
 from brokers.subscription import Subscription
 from brokers.transport import BANDS, SOCKET_TIMEOUT, Fetched, Receiver, Sender, Transport, TransportDown, Trigger, band
 from brokers.wire import decode, encode
@@ -39,7 +39,6 @@ WINDOW = 5_000
 _PROPERTIES = [BasicProperties(delivery_mode=2, priority=BANDS - 1 - number) for number in range(BANDS)]
 #: How long RabbitMQ may take to create one durable queue, in seconds; the confirms of a batch wait behind its new queues.
 _DECLARE_TIME = 0.1
-_NOT_FOUND = 404
 
 
 class RabbitmqTransport(Transport):
@@ -47,6 +46,7 @@ class RabbitmqTransport(Transport):
 
     name = "rabbitmq"
     carries_triggers = True
+    epoch_per_queue = True
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -64,6 +64,10 @@ class RabbitmqTransport(Transport):
     def receiver(self) -> RabbitmqReceiver:
         """A new consuming side."""
         return RabbitmqReceiver(self.settings)
+
+    def inspector(self) -> RabbitmqInspector:
+        """A new inspector."""
+        return RabbitmqInspector(self.settings)
 
     def depth(self, queues: Sequence[str]) -> dict[str, int]:
         """How many triggers wait, per queue, without those that receivers hold. Raises: TransportDown."""
@@ -85,13 +89,13 @@ class RabbitmqTransport(Transport):
             link.close()
 
     def _open(self) -> Link:
-        self._link = _opened(self.settings, "depth")
+        self._link = opened(self.settings.rabbitmq_url.get_secret_value(), "depth")
         return self._link
 
     def _depth(self, link: Link, queues: Sequence[str]) -> dict[str, int]:
         # Asked first of all, because an answer about no queue is an answer all the same.
-        _ask(link, lambda channel, answer: channel.exchange_declare("amq.direct", passive=True, callback=answer))
-        return {queue: _messages(link, queue_name(self.settings.broker_prefix, queue)) for queue in queues}
+        ask(link, lambda channel, answer: channel.exchange_declare("amq.direct", passive=True, callback=answer))
+        return {queue: waiting(link, queue_name(self.settings.broker_prefix, queue))[0] for queue in queues}
 
 
 class RabbitmqSender(Sender):
@@ -151,7 +155,7 @@ class RabbitmqSender(Sender):
             link.close()
 
     def _open(self) -> Link:
-        link = _opened(self._settings, "sender")
+        link = opened(self._settings.rabbitmq_url.get_secret_value(), "sender")
         with link.writing() as channel:
             channel.confirm_delivery(self._on_confirm)
             channel.add_on_return_callback(self._on_return)
@@ -257,7 +261,7 @@ class RabbitmqReceiver(Receiver):
                 if fetched.triggers:
                     self._exchanged = False
                 left = deadline - monotonic()
-                if fetched.triggers or fetched.undecodable or limit <= 0 or left <= 0:
+                if fetched or limit <= 0 or left <= 0:
                     return fetched
                 subscription.link.turn(left)
         except TransportDown:
@@ -293,7 +297,9 @@ class RabbitmqReceiver(Receiver):
             self._drop()
 
     def _open(self) -> Subscription:
-        self._subscription = Subscription(_opened(self._settings, "receiver"), self._settings.broker_prefix)
+        self._subscription = Subscription(
+            opened(self._settings.rabbitmq_url.get_secret_value(), "receiver"), self._settings.broker_prefix
+        )
         return self._subscription
 
     def _drop(self) -> None:
@@ -304,35 +310,3 @@ class RabbitmqReceiver(Receiver):
 
 class _Blocked(TransportDown):
     """The server takes no publishes at present; the connection is good."""
-
-
-def _opened(settings: Settings, purpose: str) -> Link:
-    link = Link(settings.rabbitmq_url.get_secret_value(), purpose)
-    try:
-        link.open()
-    except TransportDown:
-        link.abandon()
-        raise
-    return link
-
-
-def _messages(link: Link, name: str) -> int:
-    """How many messages wait in a queue; 0 where there is none."""
-    try:
-        reply = _ask(link, lambda channel, answer: channel.queue_declare(name, passive=True, callback=answer))
-    except TransportDown as error:
-        closed = error.__cause__
-        if not isinstance(closed, ChannelClosedByBroker) or closed.reply_code != _NOT_FOUND:
-            raise
-        link.renew_channel()
-        return 0
-    return int(reply.method.message_count)
-
-
-def _ask(link: Link, question: Callable[[Channel, Callable[[Any], None]], object]) -> Any:
-    """Ask on the link's channel and wait for the reply. Raises: TransportDown."""
-    replies: list[Any] = []
-    with link.writing() as channel:
-        question(channel, replies.append)
-    link.turn_until(lambda: bool(replies), "no answer")
-    return replies[0]

@@ -2,6 +2,7 @@
 
     <prefix>:{q}:<queue>   sorted set: "<job id> <actor>" by band(priority) * 2^44 + sequence, lowest first
     <prefix>:{q}           the sequence
+    <prefix>:epoch         the name of this life of the server's data, made by the first keeper that finds none
 
 A trigger can be in its set once only: publishing it again keeps its place (or moves it forward when its priority was raised).
 Taking one removes it at once, so a worker that dies between taking and claiming loses the trigger, and the relay publishes it
@@ -14,19 +15,32 @@ wrongly. Nothing is repeated behind the caller's back: a script whose reply was 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha1
 from itertools import groupby
 from pathlib import Path
 from time import monotonic
 from typing import Any
+from uuid import uuid4
 
 from redis.backoff import NoBackoff
 from redis.connection import Connection, parse_url
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.retry import Retry
 
-from brokers.transport import SOCKET_TIMEOUT, Fetched, Receiver, Sender, Transport, TransportDown, Trigger, band
+from brokers.transport import (
+    SOCKET_TIMEOUT,
+    Fetched,
+    Inspector,
+    Mark,
+    Receiver,
+    Sender,
+    Sent,
+    Transport,
+    TransportDown,
+    Trigger,
+    band,
+)
 from brokers.wire import decode, encode
 from errors import SettingsError
 from runtime.triggers import Outgoing
@@ -49,6 +63,7 @@ class _Script:
 
 _PUBLISH = _Script("publish.lua")
 _TAKE = _Script("take.lua")
+_MISSING = _Script("missing.lua")
 
 #: What one call gives a script: its keys, and its arguments.
 _Call = tuple[Sequence[str], Sequence[Any]]
@@ -62,6 +77,11 @@ def queue_key(prefix: str, queue: str) -> str:
 def sequence_key(prefix: str) -> str:
     """The key of the counter that orders triggers within a band."""
     return f"{prefix}:{{q}}"
+
+
+def epoch_key(prefix: str) -> str:
+    """The key that names this life of the server's data."""
+    return f"{prefix}:epoch"
 
 
 class RedisTransport(Transport):
@@ -81,6 +101,10 @@ class RedisTransport(Transport):
     def receiver(self) -> RedisReceiver:
         """A new consuming side."""
         return RedisReceiver(self.settings)
+
+    def inspector(self) -> RedisInspector:
+        """A new inspector."""
+        return RedisInspector(self.settings)
 
     def depth(self, queues: Sequence[str]) -> dict[str, int]:
         """How many triggers wait, per queue. Raises: TransportDown."""
@@ -183,6 +207,48 @@ class RedisReceiver(Receiver):
         reply = self._link.checked(reply)
         for at in range(0, len(reply), 3):
             _add(fetched, queues[reply[at] - 1], reply[at + 1].split(b"\0"), reply[at + 2].split(b"\0"))
+
+
+class RedisInspector(Inspector):
+    """Asks for the epoch's key, and for the triggers themselves: a set knows its members."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._prefix = settings.broker_prefix
+        self._link = _Link(settings)
+
+    def epoch(self, queue: str, known: str | None) -> str:
+        """The name of this life; see ``Inspector.epoch``. Raises: TransportDown."""
+        key = epoch_key(self._prefix)
+        found = self._link.one(("GET", key))
+        if found is None:
+            # Of several keepers that see it missing, one names it.
+            self._link.one(("SET", key, uuid4().hex, "NX"))
+            found = self._link.one(("GET", key))
+        if found is None:
+            raise TransportDown(RedisTransport.name, f"{key} does not stay: it is removed at once")
+        return str(found.decode(errors="replace"))
+
+    def mark(self, marks: Sequence[Mark]) -> list[Mark]:
+        """Nothing to do: ``lost`` asks for the triggers themselves."""
+        return []
+
+    def lost(self, sent: Sequence[Sent], passed: Mapping[tuple[str, int], float]) -> list[int]:
+        """Those that are not in their set; see ``Inspector.lost``. Raises: TransportDown."""
+        queues: dict[str, list[Sent]] = {}
+        for trigger in sent:
+            queues.setdefault(trigger.queue, []).append(trigger)
+        calls: list[_Call] = [
+            ((queue_key(self._prefix, queue),), ("\0".join([encode(trigger.job_id, trigger.actor) for trigger in triggers]),))
+            for queue, triggers in queues.items()
+        ]
+        missing: list[int] = []
+        for triggers, reply in zip(queues.values(), self._link.call(_MISSING, calls) if calls else [], strict=True):
+            missing += [triggers[at - 1].job_id for at in self._link.checked(reply)]
+        return missing
+
+    def close(self) -> None:
+        """Close the connection, quietly."""
+        self._link.close()
 
 
 class _Link:

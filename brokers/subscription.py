@@ -28,8 +28,8 @@ from time import monotonic
 from typing import Any
 
 from brokers.amqp import Link, declare, queue_name
-from brokers.transport import BANDS, Fetched, Trigger
-from brokers.wire import decode
+from brokers.transport import BANDS, Fetched, Mark, Trigger
+from brokers.wire import decode, decode_mark
 
 #: How long less must be wanted before less is held, in seconds; and this much more per queue, since each costs a new consumer.
 _CALM, _CALM_PER_QUEUE = 0.5, 0.005
@@ -182,11 +182,15 @@ class Subscription:
         buffer.sort()
         taken, self._buffer[queue] = buffer[:limit], buffer[limit:]
         first = self._first_receipt
-        for _, tag, body in taken:
+        for band, tag, body in taken:
             read = decode(body)
             if read is None:
-                fetched.undecodable.append(body)
                 foreign.append(first + tag)
+                marked_at = decode_mark(body)
+                if marked_at is None:
+                    fetched.undecodable.append(body)
+                else:
+                    fetched.marks.append(Mark(queue, band, marked_at))
             else:
                 fetched.triggers.append(Trigger(read[0], queue, read[1], first + tag))
 

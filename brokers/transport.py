@@ -9,16 +9,20 @@ order by priority band, and an honest report of what it could not publish.
       Sender.publish(batch)   ─► broker ─►       Receiver.fetch(queues, limit, timeout)
       Sender.flush(timeout)                      Receiver.settle(triggers)      right after the claim is committed
 
-Every ``Sender`` and ``Receiver`` is used by one thread at a time and owns its connection; constructing one is free, the first
-call connects. Every failure to reach the broker leaves as ``TransportDown``; the next call connects anew. No call may block
-for longer than the transport's socket time-out (5 s) beyond the time-out it was given, however the broker behaves.
+    keeper thread (one of the fleet at a time)
+      Inspector.epoch(queue, known)   is it still the broker that the ledger's triggers went to?
+      Inspector.lost(sent, passed)    which of these triggers are gone?
+
+Every ``Sender``, ``Receiver`` and ``Inspector`` is used by one thread at a time and owns its connection; constructing one is free, the
+first call connects. Every failure to reach the broker leaves as ``TransportDown``; the next call connects anew. No call may block for
+longer than the transport's socket time-out (5 s) beyond the time-out it was given, however the broker behaves.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Final, NamedTuple
 
@@ -46,12 +50,38 @@ class Trigger(NamedTuple):
     receipt: object = None
 
 
+class Mark(NamedTuple):
+    """A sign that travels among the triggers of one queue and band: where it arrives, those published before it have arrived.
+
+    ``at`` is when it was published, in seconds since 1970 on the database's clock.
+    """
+
+    queue: str
+    band: int
+    at: float
+
+
+class Sent(NamedTuple):
+    """A trigger that was published at ``at`` (seconds since 1970 on the database's clock) and whose row is still pending."""
+
+    job_id: int
+    queue: str
+    actor: str
+    priority: int
+    at: float
+
+
 @dataclass(slots=True)
 class Fetched:
-    """What one ``fetch`` brought: triggers, and raw messages that no trigger could be read from (dropped by the transport)."""
+    """What one ``fetch`` brought: triggers, raw messages that no trigger could be read from, and marks (both dropped by the transport)."""
 
     triggers: list[Trigger] = field(default_factory=list)
     undecodable: list[bytes] = field(default_factory=list)
+    marks: list[Mark] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        """Whether it brought anything."""
+        return bool(self.triggers or self.undecodable or self.marks)
 
 
 class TransportDown(PublishFailed):
@@ -111,6 +141,46 @@ class Receiver(ABC):
         """Close the connection, quietly; triggers not settled go back to the broker where it can do that."""
 
 
+class Inspector(ABC):
+    """The keeper's view of a broker that carries triggers: whether it is still the one they went to, and whether they are still in it."""
+
+    #: Whether ``lost`` judges by marks.
+    wants_marks: ClassVar[bool] = False
+
+    @abstractmethod
+    def epoch(self, queue: str, known: str | None) -> str:
+        """The name of the broker's present life, or of the queue's where ``epoch_per_queue`` (``queue`` is empty elsewhere).
+
+        It stays the same for as long as nothing was wiped: over restarts that keep the data, reconnects and other clients. A life without
+        a name is given one here. Asked with the name that the ledger knows (``known``), any other answer means that triggers published
+        until now may be gone. Of two that name a life at once both may get their own name back; only the one that reaches the ledger
+        first counts, and the other goes with the life.
+        Raises: TransportDown.
+        """
+
+    @abstractmethod
+    def mark(self, marks: Sequence[Mark]) -> list[Mark]:
+        """Have a receiver report, once it has received everything published before now in these queues and bands, that it has. Returns
+        those that are under way: none where ``lost`` needs no marks, none for queues that nobody consumes. Raises: TransportDown."""
+
+    @abstractmethod
+    def lost(self, sent: Sequence[Sent], passed: Mapping[tuple[str, int], float]) -> list[int]:
+        """The rows, by id, whose trigger is no longer in the broker, although nobody claimed it.
+
+        It may name a row whose trigger a receiver has in hand at this moment (a copy is harmless), and it names every lost one sooner or
+        later; one that waits in its queue is not named.
+
+        Parameters:
+            passed: ``Mark.at`` of the last mark that arrived, per queue and band.
+
+        Raises: TransportDown.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the connection, quietly."""
+
+
 class Doorbell(ABC):
     """The receiving side of a transport that carries nothing: it only says that looking into the ledger may be worth it."""
 
@@ -135,6 +205,8 @@ class Transport(ABC):
     name: ClassVar[str]
     #: True: triggers travel through ``receiver()``. False: the row itself is the message, and ``doorbell()`` rings.
     carries_triggers: ClassVar[bool]
+    #: Whether each queue has an epoch of its own, since it can be lost alone.
+    epoch_per_queue: ClassVar[bool] = False
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -145,6 +217,10 @@ class Transport(ABC):
 
     def receiver(self) -> Receiver:
         """A new consuming side; only where ``carries_triggers``."""
+        raise TypeError(f"the {self.name} transport carries no triggers")
+
+    def inspector(self) -> Inspector:
+        """A new inspector; only where ``carries_triggers``."""
         raise TypeError(f"the {self.name} transport carries no triggers")
 
     def doorbell(self) -> Doorbell:

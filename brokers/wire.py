@@ -1,7 +1,8 @@
 """The text of a trigger on Redis and RabbitMQ: ``<job id> <actor>``, for example ``1742 send_email``.
 
 It is written for people who look into a broker, and for no one else: what it says is only a hint, since the claim asks the
-ledger. So a forged or mangled text can at worst offer a job that the claim refuses.
+ledger. So a forged or mangled text can at worst offer a job that the claim refuses. A mark says ``mark <seconds since 1970>``; a forged
+one can at worst have triggers published twice.
 """
 
 from __future__ import annotations
@@ -26,6 +27,19 @@ def decode(text: bytes) -> tuple[int, str] | None:
         return int(digits), _actor(actor)
     except ValueError:
         return None
+
+
+def encode_mark(at: float) -> str:
+    """The text of a mark, for example ``mark 1763746000.25``."""
+    return f"mark {at:.6f}"
+
+
+def decode_mark(text: bytes) -> float | None:
+    """Read when a mark was published; None where there is no mark in the text."""
+    word, _, digits = text.partition(b" ")
+    if word != b"mark" or len(digits) > _MAX_DIGITS or not digits.replace(b".", b"", 1).isdigit():
+        return None
+    return float(digits)
 
 
 # A fleet has a few hundred actors and runs each many times: remembering their names makes reading one three times as fast.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+from brokers.transport import Transport
 from ledger.database import BoundedConnection, Database
 from ledger.routes import Place
 from runtime.counters import Counters
@@ -33,6 +34,9 @@ class KeepsBroker(Protocol):
 
     def follow_routes(self, left_behind: Sequence[Place]) -> None:
         """Fetch from the brokers that are routes now, and from where something was left behind."""
+
+    def transport(self, name: str) -> Transport:
+        """One of the transports, by name."""
 
 
 class KeepsNode(Protocol):
@@ -67,6 +71,10 @@ class Keeping:
     #: When to look for strays again (monotonic), and how many looks found none.
     strays_at: float = 0.0
     strays_missed: int = 0
+    #: What duties remember between their turns, by their names.
+    memory: dict[str, Any] = field(default_factory=dict)
+    #: What to close when the keeper ends.
+    at_end: list[Callable[[], None]] = field(default_factory=list)
     #: The sweep's look.
     seen: Seen = field(default_factory=Seen)
 

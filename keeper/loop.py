@@ -106,6 +106,8 @@ class Keeper:
                 self._disconnect()
                 self._wake_at, relay_at = None, 0.0
                 self._sleep(RETRY_MAX)
+        for close in keeping.at_end:
+            close()
         self._disconnect()
 
     def _take_turns(self, connection: BoundedConnection, keeping: Keeping, turns: dict[Duty, float]) -> None:

@@ -10,6 +10,8 @@ SQL in ``ledger/sql``. Everything lives in a schema of its own, so that the ledg
     route     which broker each queue's triggers go to
     declaration   which brokers living processes have in their settings, and since when
     epoch     which life of a broker the ledger's rows were published to
+    watch     which keeper looks for lost triggers
+    mark      how far the receivers of a broker's queues have come
     duty      what one keeper does for all: when its next turn is, and how far it got
     sample    depths and ages of the queues over time, for charts
     activity  what the workers did in each minute, for charts
@@ -237,6 +239,28 @@ epoch = Table(
     Column("queue", Text, primary_key=True),
     Column("value", Text, nullable=False),
     Column("changed_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    # What was published before this is gone and not due yet; null: all of it is due, or was never lost.
+    Column("lost_before", DateTime(timezone=True)),
+)
+
+watch = Table(
+    "watch",
+    metadata,
+    Column("broker", Text, primary_key=True),
+    # The keeper that looks for lost triggers in this broker, and until when others leave that to it.
+    Column("keeper", Text, nullable=False),
+    Column("until", DateTime(timezone=True), nullable=False),
+)
+
+mark = Table(
+    "mark",
+    metadata,
+    Column("broker", Text, primary_key=True),
+    Column("queue", Text, primary_key=True),
+    # The priority band, 0 (first) to 9.
+    Column("band", Integer, primary_key=True, autoincrement=False),
+    # All that was published before this has been received.
+    Column("at", DateTime(timezone=True), nullable=False),
 )
 
 duty = Table(

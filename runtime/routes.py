@@ -36,6 +36,12 @@ class Routes:
         return named.get(queue, default)
 
     @property
+    def brokers(self) -> set[str]:
+        """Every broker that is some queue's route."""
+        named, default = self._view
+        return {default, *named.values()}
+
+    @property
     def stale(self) -> bool:
         """Whether the view is older than a sender's should be."""
         return self.seen_at is None or monotonic() - self.seen_at > MAX_AGE

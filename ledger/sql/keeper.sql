@@ -56,22 +56,6 @@ FROM switchyard.job
 WHERE (state = 'pending' AND publish_count > 0 AND NOT suspect AND wait_reason IS NULL)::int = 0
     AND next_publish_at IS NOT NULL;
 
--- name: stale_due
--- Sent rows whose time has come: due.
-UPDATE switchyard.job AS j
-SET next_publish_at = clock_timestamp(), publish_count = -abs(j.publish_count)
-FROM (
-    SELECT id
-    FROM switchyard.job
-    WHERE (state = 'pending' AND publish_count > 0 AND NOT suspect AND wait_reason IS NULL)::int = 1
-        AND next_publish_at <= coalesce(%(now)s, clock_timestamp()) AND broker = %(broker)s
-    ORDER BY next_publish_at
-    LIMIT %(limit)s
-    FOR UPDATE SKIP LOCKED
-) AS stale
-WHERE j.id = stale.id
-RETURNING j.id;
-
 -- name: make_due
 -- Triggers that did not reach the broker: the relay's turn, at once.
 UPDATE switchyard.job

@@ -70,6 +70,22 @@ def upgrade() -> None:
         sa.Column("queue", sa.Text, primary_key=True),
         sa.Column("value", sa.Text, nullable=False),
         sa.Column("changed_at", sa.DateTime(timezone=True), nullable=False, server_default=NOW),
+        sa.Column("lost_before", sa.DateTime(timezone=True)),
+        schema="switchyard",
+    )
+    op.create_table(
+        "watch",
+        sa.Column("broker", sa.Text, primary_key=True),
+        sa.Column("keeper", sa.Text, nullable=False),
+        sa.Column("until", sa.DateTime(timezone=True), nullable=False),
+        schema="switchyard",
+    )
+    op.create_table(
+        "mark",
+        sa.Column("broker", sa.Text, primary_key=True),
+        sa.Column("queue", sa.Text, primary_key=True),
+        sa.Column("band", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
         schema="switchyard",
     )
     op.create_table(
@@ -122,7 +138,7 @@ def downgrade() -> None:
     op.execute("DROP TRIGGER job_legal_removal ON switchyard.job")
     op.execute("DROP FUNCTION switchyard.refuse_removal()")
     op.drop_index("job_placed", "job", schema="switchyard")
-    for table in ("activity", "sample", "duty", "epoch", "declaration", "route"):
+    for table in ("mark", "watch", "activity", "sample", "duty", "epoch", "declaration", "route"):
         op.drop_table(table, schema="switchyard")
     op.drop_index("job_expiry", table_name="job", schema="switchyard")
     for table, column in (

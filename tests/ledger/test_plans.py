@@ -16,7 +16,7 @@ import pytest
 from psycopg import sql
 
 from keeper.retention import prune
-from ledger import read, routes, write
+from ledger import read, routes, sent, write
 from ledger.database import Database
 from ledger.routes import Place
 from ledger.sql import SQL
@@ -138,6 +138,10 @@ HOT: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
     ),
     "reroute": (lambda c: routes.reroute(c, IDS, "redis", carries=True, grace=30.0), {"job_pkey"}),
     "next_due": (write.next_due, {"job_due"}),
+    "sent_rows": (lambda c: sent.sent_rows(c, "redis", (0.0, 0), 4e9, 100), {"job_due"}),
+    "sent_groups": (lambda c: sent.sent_groups(c, "redis", 0.0, 4e9), {"job_due"}),
+    "epoch_due": (lambda c: sent.epoch_due(c, "redis", "", 4e9, grace=30.0, limit=100), {"job_due"}),
+    "lost_due": (lambda c: sent.lost_due(c, IDS, 4e9), {"job_pkey"}),
     "expired_workers": (write.expired_workers, {"job_lease"}),
     "rescue_worker": (lambda c: write.rescue_worker(c, "w1", alive=False, max_lost=3), {"job_lease"}),
     "cancel_waiting": (lambda c: write.cancel_waiting(c, token()), {"job_message_id_key"}),

@@ -110,3 +110,15 @@ def test_the_keepers_costs_and_its_punctuality_are_measured(settings, broker_nam
     assert found["later"]["after"] > 0
     # A trigger that was forgotten would be a minute late; that one is punctual depends on who else uses the machine.
     assert 0 <= found["late"]["p50"] <= found["late"]["max"] < 60
+
+
+@pytest.mark.parametrize("broker_name", ["redis", "rabbitmq"])
+def test_a_backlog_is_watched_lost_triggers_come_back_and_so_does_a_wiped_broker(settings, broker_name):
+    words = ["-m", "loadtest.backlog", "--broker", broker_name, "--jobs", "50", "--lost", "5", "--rounds", "3", "--json"]
+
+    done = run(settings, *words)
+
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])["switchyard"]
+    assert (found["published, times"], found["published for it, times"]) == (1, 1)
+    assert found.get("published for them", 5) == 5

@@ -1,0 +1,213 @@
+"""One keeper's watch over one broker: its epoch, and the triggers that were sent to it and not claimed in time.
+
+    epoch     is the broker, or each of its queues, the one that the triggers went to? If not, everything sent before is due
+    fresh     rows whose grace has just run out are looked for, each sweep
+    round     everything that is still waiting is looked for again, every half a lease, and less often when there is very much of it
+    marks     where the broker cannot be asked for a trigger, a mark is sent after it in time (``brokers.transport.Mark``)
+
+A trigger that is found costs nothing but the question: no row is written, and where the watch got to is kept in memory alone. One keeper
+of the fleet watches at a time; it says so in a row of the ledger that runs out when it dies, and the next one begins with a whole round.
+While the broker is away its rows stay untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
+from time import monotonic
+from typing import Final
+from uuid import uuid4
+
+from structlog.stdlib import get_logger
+
+from brokers.transport import Mark, Sent, Transport, TransportDown, band
+from ledger import sent
+from ledger.database import BoundedConnection
+from runtime.outage import Outage
+from settings import Settings
+
+logger = get_logger(__name__)
+
+#: Rows that are read and asked for in one go.
+CHUNK: Final = 5_000
+#: Rows of a former epoch that become due in one turn.
+EPOCH_CHUNK: Final = 10_000
+#: Pause between two rounds, in leases; and at least so many seconds for each row of the last one, which costs some 5 us (ADR 21).
+ROUND_PAUSE: Final = 0.5
+ROW_PAUSE: Final = 100e-6
+#: How much of the time between two sweeps a round may take; it goes on in the next one.
+TURN_SHARE: Final = 0.1
+#: Age at which a trigger gets a mark behind it, in leases.
+MARK_AGE: Final = 0.5
+#: A queue's marks are sent in intervals of this part of the time that the last one has been under way, so that they do not pile up.
+MARK_SHARE: Final = 1 / 20
+#: Queues whose epoch is asked for in one turn; of more than that, the others have theirs in the next ones.
+QUEUES: Final = 50
+#: How many sweeps a keeper may miss before another one watches.
+MISSED: Final = 3
+#: First and longest pause while the broker is away, in seconds.
+RETRY_MIN: Final = 1.0
+RETRY_MAX: Final = 15.0
+
+
+@dataclass(slots=True)
+class Walk:
+    """How far a walk over the sent rows has come: the moment and the id of the last row, and how many rows it was."""
+
+    moment: float = 0.0
+    id: int = 0
+    rows: int = 0
+
+
+class Watch:
+    """What one keeper remembers of one broker."""
+
+    def __init__(self, transport: Transport, settings: Settings) -> None:
+        self._transport = transport
+        self._settings = settings
+        self._inspector = transport.inspector()
+        self._name = uuid4().hex
+        self._outage = Outage(f"watch over {transport.name}")
+        self._pause = RETRY_MIN
+        self._retry_at = 0.0
+        self._turn = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin anew: another keeper may have watched in between."""
+        self._fresh: Walk | None = None
+        # Queues and bands that want a mark; when the last one was sent; up to which moment rows were looked at for it.
+        self._unmarked: set[tuple[str, int]] = set()
+        self._marked: dict[tuple[str, int], float] = {}
+        self._marked_to = 0.0
+        self._round: Walk | None = Walk()
+        self._round_at = 0.0
+
+    def turn(
+        self, connection: BoundedConnection, queues: Iterable[str], routed: Callable[[str], bool] = lambda _: True
+    ) -> tuple[int, bool]:
+        """One turn. Returns how many rows became due, and whether there is more to do at once.
+
+        Parameters:
+            queues: those that this process declares; those of living workers are looked after, too.
+            routed: whether a queue's triggers go to this broker.
+        """
+        if monotonic() < self._retry_at:
+            return 0, False
+        broker = self._transport.name
+        now = sent.watch(connection, broker, self._name, MISSED * self._settings.sweep + 1.0)
+        if now is None:
+            self._forget()
+            self._inspector.close()
+            return 0, False
+        try:
+            due, more = self._epochs(connection, queues, routed)
+            if not more:
+                due += self._triggers(connection, now)
+        except TransportDown as error:
+            self._outage.failed(error)
+            self._retry_at = monotonic() + self._pause
+            self._pause = min(self._pause * 2, RETRY_MAX)
+            return 0, False
+        self._outage.over()
+        self._pause = RETRY_MIN
+        return due, more
+
+    @property
+    def resting(self) -> bool:
+        """Whether it waits for its next round."""
+        return self._round is None
+
+    def hurry(self) -> None:
+        """Begin the next round with the next turn, for tests and load tests."""
+        self._round_at = 0.0
+
+    def close(self) -> None:
+        """Close the connection to the broker."""
+        self._inspector.close()
+
+    def _epochs(self, connection: BoundedConnection, queues: Iterable[str], routed: Callable[[str], bool]) -> tuple[int, bool]:
+        broker = self._transport.name
+        known = sent.epochs(connection, broker)
+        for queue in self._queues(connection, queues, routed):
+            before = known[queue].value if queue in known else None
+            value = self._inspector.epoch(queue, before)
+            if value != before and sent.change_epoch(connection, broker, queue, before, value):
+                if before is not None:
+                    logger.warning("broker lost its triggers, jobs are published again", broker=broker, queue=queue or None)
+                known = sent.epochs(connection, broker)
+        for queue, epoch in known.items():
+            if epoch.lost_before is not None:
+                due = sent.epoch_due(connection, broker, queue, epoch.lost_before, grace=self._settings.lease, limit=EPOCH_CHUNK)
+                return due, True
+        return 0, False
+
+    def _queues(self, connection: BoundedConnection, declared: Iterable[str], routed: Callable[[str], bool]) -> list[str]:
+        """Whose epoch to ask for now."""
+        if not self._transport.epoch_per_queue:
+            return [""]
+        queues = sorted(filter(routed, sent.consumed_queues(connection) | set(declared)))
+        first = self._turn * QUEUES % max(1, len(queues))
+        self._turn = self._turn + 1 if first + QUEUES < len(queues) else 0
+        return list(islice(queues, first, first + QUEUES))
+
+    def _triggers(self, connection: BoundedConnection, now: float) -> int:
+        """Look for those whose grace has just run out, and go on with the round. Returns how many rows became due."""
+        passed: dict[tuple[str, int], float] = {}
+        if self._inspector.wants_marks:
+            passed = sent.marks(connection, self._transport.name)
+            self._mark(connection, passed, now)
+        due = 0
+        if self._fresh is None:
+            self._fresh = Walk(now)
+        else:
+            due, _ = self._walk(connection, self._fresh, now, passed, monotonic() + self._settings.sweep)
+        if self._round is None and monotonic() >= self._round_at:
+            # A mark may have been lost as a trigger may: what still waits gets another one.
+            self._round, self._marked_to = Walk(), 0.0
+        if self._round is not None:
+            found, ended = self._walk(connection, self._round, now, passed, monotonic() + TURN_SHARE * self._settings.sweep)
+            due += found
+            if ended:
+                pause = max(ROUND_PAUSE * self._settings.lease, ROW_PAUSE * self._round.rows)
+                self._round, self._round_at = None, monotonic() + pause
+        return due
+
+    def _walk(
+        self, connection: BoundedConnection, walk: Walk, upto: float, passed: dict[tuple[str, int], float], deadline: float
+    ) -> tuple[int, bool]:
+        """Look for the triggers of rows from ``walk`` on. Returns how many rows became due, and whether it came to the end."""
+        due = 0
+        while True:
+            rows = sent.sent_rows(connection, self._transport.name, (walk.moment, walk.id), upto, CHUNK)
+            grace = self._settings.lease
+            triggers = [Sent(row.id, row.queue, row.actor, row.priority, row.look_at - grace) for row in rows]
+            gone = self._inspector.lost(triggers, passed) if rows else []
+            if gone:
+                due += sent.lost_due(connection, gone, upto)
+            if rows:
+                walk.moment, walk.id = rows[-1].look_at, rows[-1].id
+                walk.rows += len(rows)
+            if len(rows) < CHUNK:
+                return due, True
+            if monotonic() >= deadline:
+                return due, False
+
+    def _mark(self, connection: BoundedConnection, passed: dict[tuple[str, int], float], now: float) -> None:
+        """Send marks behind what was sent half a lease ago, or earlier, and still waits."""
+        horizon = now + (1 - MARK_AGE) * self._settings.lease
+        groups = sent.sent_groups(connection, self._transport.name, self._marked_to, horizon)
+        self._unmarked |= {(queue, band(priority)) for queue, priority in groups}
+        self._marked_to = horizon
+        marks = []
+        for queue, number in self._unmarked:
+            last = self._marked.get((queue, number), 0.0)
+            # The last one may be far back in a long queue: then the next can wait for a while, too.
+            under_way = 0.0 if passed.get((queue, number), 0.0) >= last else now - last
+            if now - last >= MARK_SHARE * max(under_way, self._settings.lease):
+                marks.append(Mark(queue, number, now))
+        if marks:
+            sent_marks = {(mark.queue, mark.band): mark.at for mark in self._inspector.mark(marks)}
+            self._marked |= sent_marks
+            self._unmarked -= sent_marks.keys()
