@@ -5,7 +5,7 @@
     BROKER=redis          this broker
     SEED=7                the seed of everything left to chance (default: new, and printed)
     FULL=1                the counts of trials that the plan asks for, less those on record: it can be interrupted and goes on where it was
-    --mutations           instead: take out one guard after the other, and see that the checker notices
+    --mutations [NAME...] instead: take out one guard after the other, and see that the checker notices
 
 Ends with 1 when an invariant broke; the evidence (events, logs, verdict) then stays in var/faults.
 """
@@ -117,14 +117,14 @@ def _show(result: Result) -> None:
 
 def _mutations(scenarios: dict[str, Scenario], servers: Servers, seed: int) -> int:
     """Each guard with its scenario: green with the guard, and the right complaint without it."""
+    names = [word for word in sys.argv[1:] if not word.startswith("-")]
     unnoticed = []
     for name, mutation in MUTATIONS.items():
         scenario = scenarios[mutation.scenario]
-        grace = {"PUBLISH_GRACE": str(mutation.grace)}
-        with_it = run(scenario, servers, mutation.broker, Plan(0.0, MUTATION_TRIALS, small=True), seed, env=grace)
-        without = run(
-            scenario, servers, mutation.broker, Plan(0.0, MUTATION_TRIALS, small=True), seed, env=grace | {"MUTATION": name}
-        )
+        if names and name not in names:
+            continue
+        with_it = run(scenario, servers, mutation.broker, Plan(0.0, MUTATION_TRIALS, small=True), seed)
+        without = run(scenario, servers, mutation.broker, Plan(0.0, MUTATION_TRIALS, small=True), seed, env={"MUTATION": name})
         noticed = with_it.green and any(mutation.complaint in violation for violation in without.verdict.violations)
         print(f"{name} ({scenario.name} on {mutation.broker}): {'noticed' if noticed else 'NOT NOTICED'}", flush=True)
         for violation in (without if with_it.green else with_it).verdict.violations:

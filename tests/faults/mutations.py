@@ -11,11 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import keeper.loop
 import ledger.write
-from brokers.rabbitmq import RabbitmqTransport
-from brokers.redis import RedisTransport
 from ledger.sql import SQL
-from runtime.triggers import PublishFailed
 
 
 def _edit(statement: str, old: str, new: str) -> None:
@@ -52,31 +50,13 @@ def _no_rescue() -> None:
     ledger.write.expired_workers = lambda *_, **__: []
 
 
-def _no_confirms() -> None:
-    """Whatever became of a publish, it is taken for done."""
-
-    def blind(make: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def wrapped(self: Any) -> Any:
-            sender = make(self)
-            for name in ("publish", "flush", "idle"):
-                setattr(sender, name, swallow(getattr(sender, name)))
-            return sender
-
-        return wrapped
-
-    def swallow(action: Callable[..., list[int]]) -> Callable[..., list[int]]:
-        def wrapped(*args: Any) -> list[int]:
-            try:
-                action(*args)
-            except PublishFailed:
-                return []
-            return []
-
-        return wrapped
-
-    for transport in (RedisTransport, RabbitmqTransport):
-        vars_of: Any = transport
-        vars_of.sender = blind(vars_of.sender)
+def _no_search() -> None:
+    """A trigger that was sent counts as there for ever, whatever became of the broker."""
+    names = vars(keeper.loop)
+    left = tuple(duty for duty in names["DUTIES"] if duty.name != "lost")
+    if len(left) == len(names["DUTIES"]):
+        raise ValueError("MUTATION: the keeper has no duty of the name lost")
+    names["DUTIES"] = left
 
 
 def _no_release() -> None:
@@ -99,8 +79,6 @@ class Mutation:
     broker: str
     #: What the checker's complaint has to say.
     complaint: str
-    #: Seconds of PUBLISH_GRACE: long where the relay would repair what the guard lets through.
-    grace: float = 3.0
 
 
 MUTATIONS: dict[str, Mutation] = {
@@ -108,7 +86,7 @@ MUTATIONS: dict[str, Mutation] = {
     "transaction": Mutation(_no_transaction_fence, "F5", "redis", "committed effects"),
     "relay": Mutation(_no_relay, "F3", "redis", "still active"),
     "rescue": Mutation(_no_rescue, "F1", "postgres", "still active"),
-    "confirms": Mutation(_no_confirms, "F6", "redis", "still active", grace=600.0),
+    "search": Mutation(_no_search, "F6", "redis", "still active"),
     "release": Mutation(_no_release, "F4", "postgres", "waited for a lease"),
     "claim": Mutation(_no_claim_guard, "F13", "redis", "while it ran"),
 }

@@ -20,7 +20,7 @@ from dramatiq import Message
 
 import switchyard
 from errors import JobExists, LedgerUnavailable
-from tests.faults import failpoints, scaled
+from tests.faults import failpoints
 from tests.faults.jobs import declare
 from tests.faults.recorder import Recorder
 
@@ -147,7 +147,6 @@ def main() -> None:
     chosen = parser.parse_args()
 
     recorder = Recorder(os.environ["FAULTS_LOG"])
-    scaled.apply()
     failpoints.install(recorder)
     broker = switchyard.configure()
     producer = Producer(declare(broker, recorder), recorder, chosen.mix, chosen.seed)

@@ -132,7 +132,7 @@ class Rig:
         return base_environment() | variables(self.settings) | own | (more or {})
 
     def hire(
-        self, *, threads: int = 4, failpoint: str = "", env: dict[str, str] | None = None, links: Links | None = None,
+        self, *, threads: int = 8, failpoint: str = "", env: dict[str, str] | None = None, links: Links | None = None,
         command: tuple[str, ...] = (), ready: bool = True, passing: bool = False,
         queues: tuple[str, ...] = (),
     ) -> Worker:  # fmt: skip
@@ -201,7 +201,7 @@ class Rig:
         return links
 
     def stream(
-        self, mix: str = "mixed", *, rate: float = 30.0, linked: bool = False, env: dict[str, str] | None = None
+        self, mix: str = "mixed", *, rate: float = 20.0, linked: bool = False, env: dict[str, str] | None = None
     ) -> Links | None:
         """A steady stream of jobs, flowing when this returns: the one that is there already, or a new one. Returns its proxies."""
         if self._stream is None or not self._stream[0].running or (linked and self._stream[1] is None):

@@ -3,12 +3,11 @@
 import os
 
 import switchyard
-from tests.faults import failpoints, mutations, scaled
+from tests.faults import failpoints, mutations
 from tests.faults.jobs import declare
 from tests.faults.recorder import Recorder
 
 recorder = Recorder(os.environ["FAULTS_LOG"])
-scaled.apply()
 failpoints.install(recorder)
 mutations.install()
 broker = switchyard.configure()

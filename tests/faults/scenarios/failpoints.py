@@ -20,13 +20,13 @@ POINTS: Sequence[str] = (
 def die_at_points(rig: Rig, plan: Plan) -> None:
     """A healthy worker, and one after the other that dies where it was told to."""
     rig.staff(1)
-    rig.stream(rate=40)
+    rig.stream()
     for trial in plan:
         point = POINTS[trial % len(POINTS)]
         passage = 1 if point == "release_on_sigterm" else rig.random.randrange(1, 4)
         died = rig.count("failpoint")
         if point in SENDING:
-            producer = rig.produce("mixed", rate=40, env={"FAILPOINT": f"{point}:crash:{passage}"})
+            producer = rig.produce("mixed", rate=20, env={"FAILPOINT": f"{point}:crash:{passage}"})
             rig.until(lambda producer=producer: not producer.running, 60, f"a producer dies at {point}")
         else:
             worker = rig.hire(failpoint=f"{point}:crash:{passage}", ready=point == "release_on_sigterm", passing=True)
