@@ -201,15 +201,24 @@ class TriggerFetcher(Fetcher):
             if self._stop.is_set():
                 return
             wait = self._node.held.suspect_pause() if self._suspects else BLOCK
+            before = self._node.held.accepted
             fetched = self._receiver.fetch(self._queues(), room, wait if room else 0.0)
             self._count_undecodable(fetched)
-            self._in_hand = fetched.triggers
+            self._in_hand = self._fitting(fetched.triggers, room - (self._node.held.accepted - before))
             self._marks += fetched.marks
         if self._in_hand and not self._stop.is_set():
             self._claim_in_hand()
         if self._marks and not self._in_hand:
             sent.record_marks(self._connected(), self._transport.name, self._marks)
             self._marks = []
+
+    def _fitting(self, triggers: list[Trigger], room: int) -> list[Trigger]:
+        """Those there is still room for. The fetcher of another transport may have taken it meanwhile: the rest goes back to the broker,
+        since another process may have a thread for it."""
+        if len(triggers) <= room:
+            return triggers
+        self._receiver.give_back(triggers[max(0, room) :])
+        return triggers[: max(0, room)]
 
     def _claim_in_hand(self) -> None:
         triggers = self._in_hand

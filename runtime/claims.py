@@ -97,6 +97,8 @@ class HeldClaims:
         #: Everything unstarted, starting or running.
         self.occupied: dict[Claim, None] = {}
         self.finished = 0
+        #: How many claims were ever taken in hand, so that a fetcher learns what another one took while it waited for its broker.
+        self.accepted = 0
         #: Executions that never ended; their threads are lost to the process.
         self.given_up = 0
         self._commit_start = commit_start
@@ -153,6 +155,7 @@ class HeldClaims:
                 self._suspect = claim
             self.occupied[claim] = None
             self.unstarted[claim] = None
+            self.accepted += 1
 
     def start(self, claim: Claim) -> bool:
         """Whether this thread may run the claim now. False: it was released or lost meanwhile, or the process is ending."""
