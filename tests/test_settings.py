@@ -57,6 +57,16 @@ def test_durations_may_be_timedeltas():
     ("variable", "value", "reason"),
     [
         ("BROKER", "rabbit", "'rabbit' is unknown; write postgres, redis or rabbitmq"),
+        (
+            "QUEUE_BROKERS",
+            "exports",
+            "'exports' is no pair; write queue=broker pairs by comma, such as exports=rabbitmq,reports=redis",
+        ),
+        ("QUEUE_BROKERS", "a=rabbit", "a=rabbit: 'rabbit' is unknown; write postgres, redis or rabbitmq"),
+        ("QUEUE_BROKERS", "a=stub", "a=stub: stub is for unit tests, and only as BROKER"),
+        ("QUEUE_BROKERS", "a=redis,a=postgres", "the queue 'a' stands there twice"),
+        ("QUEUE_BROKERS", "*=redis", "* is no queue; BROKER is the broker of every queue that is not named here"),
+        ("QUEUE_BROKERS", "my queue=redis", "'my queue' is no name of a queue"),
         ("LEASE", "soon", "write a duration such as 30s"),
         ("WATCHDOG", "500ms", "write 0 (never) or at least 3s"),
         ("LEASE", "0.1", "0.1 is below 0.5"),
@@ -260,3 +270,12 @@ def test_the_example_file_can_be_used_as_it_is(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setitem(Settings.model_config, "env_file", None)
 
     assert found == load()
+
+
+def test_queues_may_have_brokers_of_their_own(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("QUEUE_BROKERS", " exports = RabbitMQ , reports=redis,")
+
+    found = load(broker="redis")
+
+    assert found.routes == {"*": "redis", "exports": "rabbitmq", "reports": "redis"}
+    assert variables(found)["QUEUE_BROKERS"] == "exports=rabbitmq,reports=redis"

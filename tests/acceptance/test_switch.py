@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import threading
-from types import SimpleNamespace
 
-import dramatiq
 import pytest
 
 from tests.acceptance.jobs import TABLE, declare
-from tests.conformance.jobs import gate
 from tests.conformance.system import System
 from tests.rig.redis import PrivateRedis
 from tests.rig.waiting import wait_until
@@ -38,18 +35,6 @@ def fleets(tmp_path):
     for workers in started:
         print(workers.logs())
         workers.close()
-
-
-def declare_gates(broker):
-    """Actors that wait at a gate, on a queue of each broker."""
-
-    def wait_there(key):
-        assert gate(key).wait(60)
-
-    made = {}
-    for name, queue in (("at_gate_there", "gated"), ("at_gate_here", "counted")):
-        made[name] = dramatiq.actor(broker=broker, queue_name=queue, actor_name=name)(wait_there)
-    return SimpleNamespace(**made)
 
 
 class Stream:
@@ -172,25 +157,4 @@ def test_a_broker_that_cannot_be_reached_keeps_no_other_queue_from_its_own(every
 
         assert system.job(waits).state == "pending"
     finally:
-        system.close()
-
-
-def test_two_brokers_share_one_room_and_hoard_no_long_jobs(everywhere):
-    system = System(everywhere("redis", queue_brokers={"gated": "rabbitmq", "counted": "redis"}), declare_gates).start(threads=4)
-    key = "one room"
-    try:
-        held = "SELECT count(*) FROM switchyard.job WHERE state = 'running'"
-        carried = [system.jobs.at_gate_there.send(key) for _ in range(4)]
-        wait_until(lambda: system.rows(held) == [(4,)], 30, "every thread has one")
-        # The fetcher of Redis was told of four idle threads while RabbitMQ was still empty, and waits for triggers with that.
-        more = [system.jobs.at_gate_here.send(key) for _ in range(8)]
-
-        in_redis = system.broker.transport("redis")
-        wait_until(lambda: in_redis.depth(["counted"]) == {"counted": 8}, 30, "all of them lie in Redis")
-        assert system.rows(held) == [(4,)]
-        gate(key).set()
-        for message in (*carried, *more):
-            system.ended(message, 30)
-    finally:
-        gate(key).set()
         system.close()
