@@ -95,17 +95,14 @@ class Keeper:
                 called = self._sleep(max(NAP, min(relay_at, *turns.values()) - monotonic()))
             except (psycopg.Error, LedgerUnavailable) as error:
                 outage.failed(error)
-                self._disconnect()
-                # However overdue duties and rows are: Postgres gets its time to come back.
-                self._wake_at, relay_at = None, 0.0
-                self._sleep(pause)
+                relay_at = 0.0
+                self._back_off(pause)
                 pause = min(pause * 2, RETRY_MAX)
             except Exception:
                 # The outermost loop of the thread: without it delays, retries and rescues would stop, unseen.
                 logger.critical("the keeper failed, trying again", retry_in=RETRY_MAX, exc_info=True)
-                self._disconnect()
-                self._wake_at, relay_at = None, 0.0
-                self._sleep(RETRY_MAX)
+                relay_at = 0.0
+                self._back_off(RETRY_MAX)
         for close in keeping.at_end:
             close()
         self._disconnect()
@@ -155,7 +152,11 @@ class Keeper:
         return NAP if relayed else POLL
 
     def _sleep(self, seconds: float) -> bool:
-        """Sleep for at most ``seconds``. Returns whether the relay was called for before they were over."""
+        """Sleep for at most ``seconds``. Returns whether the relay was called for before they were over.
+
+        Raises:
+            psycopg.OperationalError: the connection broke.
+        """
         until = monotonic() + seconds
         while not self._stopping:
             self.pulse.beat()
@@ -163,14 +164,19 @@ class Keeper:
             left = (until if wake_at is None else min(until, wake_at)) - monotonic()
             if left <= 0:
                 return wake_at is not None and wake_at <= until
-            try:
-                if self._alarm.wait(left, self._connection):
-                    return True
-            except psycopg.Error as error:
-                logger.warning("keeper lost Postgres", error=str(error).strip())
-                self._disconnect()
+            if self._alarm.wait(left, self._connection):
                 return True
         return False
+
+    def _back_off(self, seconds: float) -> None:
+        """Leave Postgres its time to come back, however overdue duties and rows are, and whatever rings; only ``stop`` ends it."""
+        self._disconnect()
+        until = monotonic() + seconds
+        while not self._stopping and (left := until - monotonic()) > 0:
+            # A ring that came with the connection's last words would end each wait at once. The next round looks anyway.
+            self._alarm.take()
+            self._alarm.wait(left, None)
+        self._wake_at = None
 
     def _connected(self, keeping: Keeping) -> BoundedConnection:
         if self._connection is None or self._connection.closed:
