@@ -17,6 +17,7 @@ from keeper.duty import Keeping
 from keeper.rescue import settled
 from ledger.database import BoundedConnection
 from ledger.sql import SQL
+from runtime.counters import Counters
 
 logger = get_logger(__name__)
 
@@ -24,16 +25,17 @@ logger = get_logger(__name__)
 def sweep(connection: BoundedConnection, keeping: Keeping) -> None:
     """The duty: notice what waits, end what has waited for too long."""
     if keeping.seen.waiting:
-        mark(connection)
+        mark(connection, keeping.node.counters)
     settings = keeping.settings
     if keeping.seen.unknown and settled(connection, settings.lease, keeping.connected_again_at):
         settle(connection, settings.unknown_actor_after)
 
 
-def mark(connection: Connection[Any]) -> None:
-    """Note why the head of a queue of the Postgres broker does not move."""
-    for queue, actor in sorted(set(connection.execute(SQL["mark_unknown"]).fetchall())):
-        logger.warning("jobs wait for a worker that knows their actor", actor=actor, queue=queue)
+def mark(connection: Connection[Any], counters: Counters) -> None:
+    """Note why the head of a queue of the Postgres broker does not move; counted per job, said once per actor and process."""
+    for _, actor in sorted(connection.execute(SQL["mark_unknown"]).fetchall()):
+        # As the fetcher does with what is carried: the same counter, the same line.
+        counters.note("unknown_actors", actor, f"a job waits for a worker that knows the actor {actor!r}")
 
 
 def settle(connection: Connection[Any], after: float, *, now: object = None) -> None:

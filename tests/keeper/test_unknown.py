@@ -10,6 +10,8 @@ import pytest
 from keeper import look, unknown
 from keeper.duty import Keeping
 from ledger import write
+from middleware.log_context import configure_structlog
+from runtime.counters import Counters
 from tests.keeper.conftest import Broker
 from tests.ledger.factory import add, fetch, row, worker_row
 
@@ -34,7 +36,7 @@ def strangers(ledger):
     waiting, carried = add(ledger, actor="stranger"), add(ledger, actor="stranger", broker="redis", grace=9.0)
 
     def strangers():
-        unknown.mark(ledger)
+        unknown.mark(ledger, Counters())
         write.postpone_unknown(ledger, [carried], ["work"], 5.0)
         return waiting, carried
 
@@ -116,6 +118,26 @@ def test_nothing_is_buried_within_a_lease_of_this_keepers_own_return(ledger, nod
     node.settings = node.settings.model_copy(update={"lease": 0.001})
     unknown.sweep(ledger, keeping)
     assert [fetch(ledger, id_, "state") for id_ in ids] == ["dead", "dead"]
+
+
+def test_an_actor_that_nobody_knows_is_said_once_however_many_sweeps_find_jobs_of_it(ledger, node, beat, caplog):
+    configure_structlog()
+    beat("one", ["work"])
+    keeping = Keeping(node, Broker())
+
+    for _ in range(3):
+        add(ledger, actor="stranger")
+        add(ledger, actor="stranger")
+        look.sweep(ledger, keeping)
+        unknown.sweep(ledger, keeping)
+    add(ledger, actor="another")
+    look.sweep(ledger, keeping)
+    unknown.sweep(ledger, keeping)
+
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert ["stranger" in line for line in told] == [True, False]
+    assert "another" in told[1]
+    assert node.counters.snapshot()["unknown_actors"] == 7
 
 
 def test_the_look_finds_what_there_is_to_do(ledger, node, beat, strangers):
