@@ -1,9 +1,11 @@
 """The heartbeat: every third of a lease one statement says that the process lives and extends the leases of what it holds.
 
 What the ledger does not confirm is somebody else's by now: unstarted claims are dropped, running ones are told. What has waited
-unstarted for a whole beat is given back, since another process may have a thread for it. A job far past its own time limit is not
-extended: if its thread hangs where no exception reaches it, and it cannot be given up either, the lease ends it. While Postgres is away
-nothing is extended, and each claim's own deadline (80 % of the lease, on the monotonic clock) keeps the threads from starting it.
+unstarted for a whole beat is given back, since another process may have a thread for it. Between two beats the start of what has run
+for about a second is recorded, so that whoever looks sees since when it runs; shorter jobs cost nothing. A job far past its own time
+limit is not extended: if its thread hangs where no exception reaches it, and it cannot be given up either, the lease ends it. While
+Postgres is away nothing is extended, and each claim's own deadline (80 % of the lease, on the monotonic clock) keeps the threads from
+starting it.
 """
 
 from __future__ import annotations
@@ -33,8 +35,10 @@ logger = get_logger(__name__)
 #: How long past its time limit a job may take to end, in seconds: the interruption gets through within this, or not at all. Then it is
 #: given up (``middleware.time_limit``); should that fail too, its lease is extended no longer after twice the time.
 TIME_LIMIT_GRACE: Final = 5.0
-#: How often a waiting heartbeat says that it is still there, in seconds.
-IDLE: Final = 1.0
+#: How long a body runs before its start is recorded between two beats, in seconds.
+START_AFTER: Final = 1.0
+#: How often a waiting heartbeat looks for such bodies, and says that it is still there, in seconds.
+LOOK: Final = 0.5
 
 
 class Heartbeat:
@@ -94,10 +98,16 @@ class Heartbeat:
 
     def _run(self) -> None:
         outage = Outage("heartbeat")
-        while self._rest():
+        beat_at = monotonic() + self._held.lease / 3
+        while not self._stop.wait(max(0.0, min(LOOK, beat_at - monotonic()))):
+            self.pulse.beat()
+            beats = monotonic() >= beat_at
             try:
-                self.beat()
-                outage.over()
+                if beats:
+                    self.beat()
+                    outage.over()
+                else:
+                    self.record_starts()
             except (psycopg.Error, LedgerUnavailable) as error:
                 # The leases run on; whoever's end passes 80 % is not started, and what runs keeps its result until Postgres is back.
                 outage.failed(error)
@@ -106,26 +116,19 @@ class Heartbeat:
                 # The outermost loop of the thread: a process that stopped beating would lose every job it runs.
                 logger.critical("heartbeat failed, trying again", exc_info=True)
                 self._disconnect()
-
-    def _rest(self) -> bool:
-        """Wait for a third of a lease. False: the thread is to end."""
-        until = monotonic() + self._held.lease / 3
-        while (left := until - monotonic()) > 0:
-            self.pulse.beat()
-            if self._stop.wait(min(left, IDLE)):
-                return False
-        return not self._stop.is_set()
+            if beats:
+                beat_at = monotonic() + self._held.lease / 3
 
     def beat(self) -> None:
         """One beat: the leases, the worker's row, and what follows from the answer."""
         connection = self._connected()
         began = monotonic()
-        self._extend(connection, began)
+        self._extend(connection, self._held.all(), began)
         # The leases come first: were the process seen alive while they are expired (it was paused), each job would be held guilty. So it
         # is when it was paused right here, and its leases may have ended a second time.
         while monotonic() - began > LEASE_MARGIN * self._held.lease:
             began = monotonic()
-            self._extend(connection, began)
+            self._extend(connection, self._held.all(), began)
         self._worker.queues = self._queues()
         self._worker.actors = self._actors()
         self._worker.consumes = self.consumes
@@ -137,9 +140,19 @@ class Heartbeat:
         self._release_waiting(connection)
         self._record_activity(connection)
 
-    def _extend(self, connection: BoundedConnection, now: float) -> None:
+    def record_starts(self) -> None:
+        """Record since when those bodies run that have been running for a while; no statement if there is none."""
+        connection, now = self._connection, monotonic()
+        if connection is None or connection.closed:
+            # Postgres is away: the next beat looks whether it is back.
+            return
+        begun = [claim for claim in list(self._held.running) if self._shows_no_start(claim, now)]
+        if begun:
+            self._extend(connection, begun, now)
+
+    def _extend(self, connection: BoundedConnection, held: list[Claim], now: float) -> None:
         self.pulse.beat()
-        claims = [claim for claim in self._held.all() if not self._overdue(claim, now)]
+        claims = [claim for claim in held if not self._overdue(claim, now)]
         if claims:
             rows = [(claim.job.id, claim.token, None if claim.started is None else now - claim.started) for claim in claims]
             started = {id_ for id_, _, age in rows if age is not None}
@@ -182,6 +195,12 @@ class Heartbeat:
             claim.lost = True
             self._counters.add("leases_lost")
             logger.warning("lease lost", job_id=claim.job.message_id, actor=claim.job.actor)
+
+    @staticmethod
+    def _shows_no_start(claim: Claim, now: float) -> bool:
+        if claim.start_recorded or claim.lost or claim.completion is not None:
+            return False
+        return claim.started is not None and now - claim.started >= START_AFTER
 
     @staticmethod
     def _overdue(claim: Claim, now: float) -> bool:

@@ -127,3 +127,17 @@ def test_a_running_job_that_was_given_to_another_is_told_so_and_its_end_is_refus
     wait_until(lambda: system.counters().get("fenced") == 1)
     assert (system.job(message).state, system.job(message).attempt) == (State.RUNNING, 2)
     assert system.rows("SELECT worker FROM switchyard.job") == [("another",)]
+
+
+# The heartbeat knows no broker.
+@pytest.mark.parametrize("broker_name", ["postgres"], indirect=True)
+def test_a_running_job_shows_since_when_it_runs_long_before_the_next_beat(fresh, key):
+    system = fresh(lease=3_600.0).start(threads=2)
+    message = system.jobs.wait_at_gate.send(key)
+    wait_until(lambda: jobs.runs[key] == 1)
+
+    running = system.until(message, lambda job: job.started_at is not None)
+    jobs.gate(key).set()
+
+    assert running.state is State.RUNNING
+    assert running.created_at <= running.started_at <= system.ended(message).finished_at

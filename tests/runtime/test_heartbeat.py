@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from ledger import write
-from runtime.heartbeat import TIME_LIMIT_GRACE, Heartbeat
+from runtime.heartbeat import START_AFTER, TIME_LIMIT_GRACE, Heartbeat
 from runtime.routes import Routes
 from tests.ledger.factory import age_lease, worker_row
 
@@ -156,6 +156,41 @@ def test_a_row_that_is_locked_for_a_moment_is_not_lost(desk, heartbeat):
         heartbeat.beat()
 
     assert not claim.lost
+
+
+def test_what_has_run_for_a_while_has_its_start_recorded_between_two_beats_and_nothing_else_costs_a_statement(
+    desk, heartbeat, monkeypatch
+):
+    heartbeat.beat()
+    (long,), (short,), _ = desk.claim(1), desk.claim(1), desk.claim(1, start=False)
+    real, extended = write.extend_leases, []
+
+    def extend_leases(connection, rows, lease):
+        extended.append([row[0] for row in rows])
+        return real(connection, rows, lease)
+
+    monkeypatch.setattr(write, "extend_leases", extend_leases)
+    heartbeat.record_starts()
+    assert extended == []
+
+    long.started -= START_AFTER
+    short.started += 3600.0
+    heartbeat.record_starts()
+    heartbeat.record_starts()
+
+    assert extended == [[long.job.id]]
+    assert desk.rows("SELECT started_at IS NOT NULL FROM switchyard.job ORDER BY id") == [(True,), (False,), (False,)]
+
+
+def test_a_start_is_not_recorded_while_the_next_beat_has_to_find_postgres_again(desk, heartbeat):
+    (long,) = desk.claim(1)
+    long.started -= START_AFTER
+
+    heartbeat.record_starts()
+    assert desk.rows("SELECT started_at FROM switchyard.job") == [(None,)]
+    heartbeat.beat()
+
+    assert desk.rows("SELECT started_at IS NOT NULL FROM switchyard.job") == [(True,)]
 
 
 def test_stopping_signs_off(desk):
