@@ -36,6 +36,7 @@ def test_a_worker_s_output_never_holds_an_argument(system, worker_process, broke
     assert worker.stop() == 0
     output = worker.log.read_text()
     assert "Received message" in output, "it is Dramatiq's own lines that the filter is for"
+    assert "Failed to process message" not in output, "the retries middleware has said it"
     assert "a bug" in output
     assert fine.message_id in output
     assert CANARY not in output
