@@ -173,6 +173,7 @@ class Keeper:
         self._disconnect()
         until = monotonic() + seconds
         while not self._stopping and (left := until - monotonic()) > 0:
+            self.pulse.beat()
             # A ring that came with the connection's last words would end each wait at once. The next round looks anyway.
             self._alarm.take()
             self._alarm.wait(left, None)
