@@ -59,13 +59,18 @@ def test_an_outage_is_two_lines_and_a_few_tries_and_what_became_due_is_relayed(s
     database = Watched(server.url)
     keeper = Keeper(Broker())
     keeper.start(Node(load(database_url=server.url), database))
+
+    def press():
+        keeper._alarm._ring()
+        keeper.wake(-1.0)
+
     try:
         wait_until(lambda: turns, message="it works")
         with Database(server.url).dedicated("test") as connection:
             due = add(connection, delay=1.0)
 
         # A ring that came with the connection's last words, and a process of ours that goes on telling what is due.
-        database.before = lambda: (keeper._alarm._ring(), keeper.wake(-1.0))
+        database.before = press
         server.stop()
         wait_until(lambda: len(database.tries) >= 5, message="it tries")
         database.before = lambda: None
