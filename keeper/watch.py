@@ -53,10 +53,9 @@ RETRY_MAX: Final = 15.0
 
 @dataclass(slots=True)
 class Walk:
-    """How far a walk over the sent rows has come: the moment and the id of the last row, and how many rows it was."""
+    """How far a walk over the sent rows has come: the moment of the last row, and how many rows it was."""
 
     moment: float = 0.0
-    id: int = 0
     rows: int = 0
 
 
@@ -180,14 +179,18 @@ class Watch:
         """Look for the triggers of rows from ``walk`` on. Returns how many rows became due, and whether it came to the end."""
         due = 0
         while True:
-            rows = sent.sent_rows(connection, self._transport.name, (walk.moment, walk.id), upto, CHUNK)
+            rows = sent.sent_rows(connection, self._transport.name, walk.moment, upto, CHUNK)
             grace = self._settings.lease
             triggers = [Sent(row.id, row.queue, row.actor, row.priority, row.look_at - grace) for row in rows]
             gone = self._inspector.lost(triggers, passed) if rows else []
             if gone:
                 due += sent.lost_due(connection, gone, upto)
             if rows:
-                walk.moment, walk.id = rows[-1].look_at, rows[-1].id
+                # Others may have the last one's moment and not be among these: it comes again, unless it is the moment of them all.
+                last = rows[-1].look_at
+                walk.moment = (
+                    last if len(rows) < CHUNK or rows[0].look_at == last else max(r.look_at for r in rows if r.look_at < last)
+                )
                 walk.rows += len(rows)
             if len(rows) < CHUNK:
                 return due, True

@@ -69,9 +69,9 @@ def epoch_due(connection: Conn, broker: str, queue: str, lost_before: float, *, 
     return due
 
 
-def sent_rows(connection: Conn, broker: str, after: tuple[float, int], upto: float, limit: int) -> list[SentRow]:
-    """Rows to look for, by their moment and id, from behind ``after`` up to ``upto``."""
-    parameters = {"broker": broker, "after": after[0], "after_id": after[1], "upto": upto, "limit": limit}
+def sent_rows(connection: Conn, broker: str, after: float, upto: float, limit: int) -> list[SentRow]:
+    """Rows to look for, by their moment, from behind ``after`` up to ``upto``."""
+    parameters = {"broker": broker, "after": after, "upto": upto, "limit": limit}
     return [SentRow(*row) for row in connection.execute(SQL["sent_rows"], parameters).fetchall()]
 
 

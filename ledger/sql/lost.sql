@@ -55,13 +55,14 @@ SET lost_before = NULL
 WHERE broker = %(broker)s AND queue = %(queue)s AND lost_before <= to_timestamp(%(lost_before)s);
 
 -- name: sent_rows
--- Rows that were sent and whose time has come by `upto`, in the order of that time, from a place on. Reads only.
+-- Rows that were sent and whose time has come by `upto`, in the order of that time alone: the index gives it, and with the id beside it the
+-- whole backlog would be sorted for each chunk. Reads only.
 SELECT id, queue, actor, priority, extract(epoch FROM next_publish_at)::float8 AS look_at
 FROM switchyard.job
 WHERE (state = 'pending' AND publish_count > 0 AND NOT suspect AND wait_reason IS NULL)::int = 1
-    AND (next_publish_at, id) > (to_timestamp(%(after)s), %(after_id)s) AND next_publish_at <= to_timestamp(%(upto)s)
+    AND next_publish_at > to_timestamp(%(after)s) AND next_publish_at <= to_timestamp(%(upto)s)
     AND broker = %(broker)s
-ORDER BY next_publish_at, id
+ORDER BY next_publish_at
 LIMIT %(limit)s;
 
 -- name: sent_groups

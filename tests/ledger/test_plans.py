@@ -138,7 +138,7 @@ HOT: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
     ),
     "reroute": (lambda c: routes.reroute(c, IDS, "redis", carries=True, grace=30.0), {"job_pkey"}),
     "next_due": (write.next_due, {"job_due"}),
-    "sent_rows": (lambda c: sent.sent_rows(c, "redis", (0.0, 0), 4e9, 100), {"job_due"}),
+    "sent_rows": (lambda c: sent.sent_rows(c, "redis", 0.0, 4e9, 100), {"job_due"}),
     "sent_groups": (lambda c: sent.sent_groups(c, "redis", 0.0, 4e9), {"job_due"}),
     "epoch_due": (lambda c: sent.epoch_due(c, "redis", "", 4e9, grace=30.0, limit=100), {"job_due"}),
     "lost_due": (lambda c: sent.lost_due(c, IDS, 4e9), {"job_pkey"}),
