@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import sys
 from collections.abc import Iterator
 from time import monotonic
@@ -129,7 +130,9 @@ def _mutations(scenarios: dict[str, Scenario], servers: Servers, seed: int) -> i
         print(f"{name} ({scenario.name} on {mutation.broker}): {'noticed' if noticed else 'NOT NOTICED'}", flush=True)
         for violation in (without if with_it.green else with_it).verdict.violations:
             print(f"  {violation[:300]}", flush=True)
-        if not noticed:
+        if noticed:
+            shutil.rmtree(without.directory, ignore_errors=True)
+        else:
             unnoticed.append(name)
     return 1 if unnoticed else 0
 

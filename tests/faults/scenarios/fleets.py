@@ -36,14 +36,15 @@ def switch_brokers(rig: Rig, plan: Plan) -> None:
     for trial in plan:
         old, new = rig.broker, PARTNER[rig.broker] if trial % 2 == 0 else next(k for k in PARTNER if PARTNER[k] == rig.broker)
         env = {"BROKER": new}
-        backlog, later = (100, 30) if plan.small else (2_000, 300)
-        rig.send("fenced", backlog)
-        rig.send("delayed", later)
+        rig.send("fenced", 100 if plan.small else 2_000)
+        if not plan.small:
+            rig.send("delayed", 300)
         rig.fault("switch", old=old, new=new)
         for worker in list(rig.workers):
             rig.hire(env=env)
             # Sent to the old broker, while some workers are gone from it already.
-            rig.send("fenced", 20, bulk=20)
+            if not plan.small:
+                rig.send("fenced", 20, bulk=20)
             stopped(worker, 30.0)
             rig.workers.remove(worker)
         rig.retire(stream)

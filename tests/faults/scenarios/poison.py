@@ -39,17 +39,21 @@ POISONOUS = (
     after=lambda rig, verdict: _right_ends(rig, verdict),
 )
 def poison_workers(rig: Rig, plan: Plan) -> None:
-    """Each kind of poison among good jobs: it ends as it has to, and every good job completes."""
+    """Each kind of poison among good jobs, on one supervised node: it ends as it has to, every good job completes, the node goes on."""
     if plan.small:
         rig.settings = rig.settings.model_copy(update={"max_lost": 1})
-    rig.staff(2)
+    rig.tended = False
+    node = rig.hire(command=("-m", "cli", "worker", "tests.faults.worker", "-p", "2", "-t", "4"))
     rig.stream("short", rate=20)
     for trial in plan:
         how = POISONOUS[trial % len(POISONOUS)]
         rig.fault(how)
         rig.send(f"poison={how}", 1, bulk=1)
-        rig.until(lambda: _poison_left(rig) == 0, 90, lambda how=how: f"{how} ends: {rig.states()}")
+        rig.until(lambda: _poison_left(rig) == 0, 180, lambda how=how: f"{how} ends: {rig.states()}")
         rig.healed(how)
+        # The longest pause before a process is replaced that keeps dying.
+        rig.flowing(10)
+    assert node.running, node.output(4_000)
 
 
 def _poison_left(rig: Rig) -> int:
