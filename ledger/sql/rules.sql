@@ -1,7 +1,7 @@
 -- What every row of the ledger has to be like, whoever writes it: the one CHECK of the table job.
 --
 -- A function and not nine CHECKs, because Postgres reads the text of a table's CHECKs anew for each statement: they made a third of a
--- single INSERT's time (docs/adr/0024-rules-in-a-function.md). The error names the rule that is broken and shows nothing of the row.
+-- single INSERT's time (docs/adr/0018-rules-in-a-function.md). The error names the rule that is broken and shows nothing of the row.
 
 -- name: job_is_sound
 CREATE OR REPLACE FUNCTION switchyard.job_is_sound(
