@@ -157,8 +157,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Remember whether the test itself failed, for fixtures that show logs then."""
+    """Remember whether the test itself failed, for fixtures that show logs then; and make what it printed fit to travel."""
     report = yield
+    # With -n it goes to the printing process as UTF-8, which has no lone surrogates; one of them ends the whole run.
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
     if report.failed:
         item.stash[_failed] = True
     return report

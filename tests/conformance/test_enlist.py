@@ -243,11 +243,14 @@ def start_delays(system: System, send: Callable[[psycopg.Connection[Any], str], 
 
 
 @pytest.fixture
-def patient(fresh, monkeypatch):
+def patient(fresh, shared_system, monkeypatch):
     """A running system that looks for due rows by itself every hour only: without a notification nothing starts."""
     monkeypatch.setattr("keeper.loop.POLL", 3_600.0)
     monkeypatch.setattr("brokers.fetcher.POLL", 3_600.0)
-    return fresh(lease=600.0, sweep=600.0).start()
+    yield fresh(lease=600.0, sweep=600.0).start()
+    monkeypatch.undo()
+    # Its keeper, in the same process, may have lain down for that hour.
+    shared_system.broker.wake_services(0.0)
 
 
 def test_jobs_start_right_after_the_commit(patient):

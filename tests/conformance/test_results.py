@@ -147,7 +147,8 @@ def test_async_actors_return_fail_and_know_their_job(system):
     assert [(a.outcome, a.error_type) for a in system.attempts(failing)] == [("failed", "ValueError"), ("completed", None)]
 
 
-def test_what_a_worker_did_is_there_for_charts(system):
+def test_what_a_worker_did_is_there_for_charts(fresh):
+    system = fresh().start()
     messages = [system.jobs.add.send(n, 1) for n in range(5)]
     for message in messages:
         system.ended(message)
