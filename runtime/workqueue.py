@@ -48,7 +48,7 @@ class WorkQueue:
 
     def pulse(self, thread: int) -> Pulse:
         """The pulse of a worker thread, by its identifier: beats as it asks for work, and rests while it is at work."""
-        return self._pulses.setdefault(thread, Pulse())
+        return self._pulses.get(thread) or self._pulses.setdefault(thread, Pulse())
 
     def hand_over(self, items: Iterable[Item]) -> None:
         """Queue messages whose claims are held already."""
@@ -58,9 +58,9 @@ class WorkQueue:
     def get(self, block: bool = True, timeout: float | None = None) -> Item:
         """The next message that may start now. Raises ``queue.Empty`` after ``timeout`` seconds."""
         deadline = monotonic() + (timeout if timeout is not None else _FOR_EVER if block else 0.0)
-        pulse = self._pulses.get(get_ident())
-        if pulse is not None:
-            pulse.beat()
+        # Made here, not by who watches: a thread may be waiting for its first job before anybody does.
+        pulse = self.pulse(get_ident())
+        pulse.beat()
         while True:
             try:
                 item = self._items.popleft()
@@ -71,12 +71,10 @@ class WorkQueue:
             if self._waiting and self._items:
                 self._wake_one()
             # Its start may have to be committed first, and what follows is for its time limit to watch.
-            if pulse is not None:
-                pulse.rest()
+            pulse.rest()
             if self._held.start(item.claim):
                 return item
-            if pulse is not None:
-                pulse.beat()
+            pulse.beat()
 
     def _wait(self, seconds: float) -> None:
         if seconds <= 0:

@@ -73,6 +73,7 @@ def test_a_replay_is_a_new_generation_with_counters_at_zero_and_its_history_kept
 def test_a_holder_from_before_the_replay_cannot_write(ledger):
     id_ = add(ledger)
     zombie = claim(ledger, id_, holder="zombie")
+    assert write.record_start(ledger, id_, zombie, 30.0)
     age_lease(ledger, id_)
     write.rescue_worker(ledger, "zombie", alive=True, max_lost=1)
     assert fetch(ledger, id_, "lost") == 1

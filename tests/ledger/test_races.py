@@ -19,7 +19,7 @@ from ledger import write
 from ledger.database import BoundedConnection, Database
 from ledger.sql import SQL
 from tests.ledger.blocking import Meanwhile, wait_for_lock
-from tests.ledger.factory import add, age_lease, claim, completed, failed, fetch, history, new_job, relay_due, row, token
+from tests.ledger.factory import add, age_lease, claim, clear, completed, failed, fetch, history, new_job, relay_due, row, token
 
 LATER = "2100-01-01T00:00:00+00:00"
 
@@ -63,7 +63,7 @@ def place(request, databases) -> Iterator[Database]:
 def two(place) -> Iterator[Two]:
     with ExitStack() as stack:
         two = Two(*(stack.enter_context(place.dedicated("test")) for _ in range(3)))
-        two.onlooker.execute("DELETE FROM switchyard.job")
+        clear(two.onlooker)
         yield two
 
 

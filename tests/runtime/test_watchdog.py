@@ -135,6 +135,21 @@ def test_a_worker_thread_counts_as_it_asks_and_rests_at_work(monkeypatch):
     assert (pulse.beats, pulse.resting) == (4, True)
 
 
+def test_a_thread_that_waited_before_anybody_watched_it_rests_at_work_too(monkeypatch):
+    held = HeldClaims(threads=1, lease=30.0, commit_start=lambda _: True)
+    monkeypatch.setattr(held, "start", lambda claim: True)
+    queue = WorkQueue(held)
+    worker = threading.Thread(target=queue.get, daemon=True)
+    worker.start()
+    wait_until(lambda: queue._waiting, message="it waits for its first job")
+
+    pulse = queue.pulse(worker.ident)
+    queue.hand_over([Waiting()])
+    worker.join(10)
+
+    assert pulse.resting
+
+
 class Waiting:
     """A message whose claim nobody looks at."""
 
