@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, Token
@@ -50,7 +51,7 @@ class WakesServices(Protocol):
         """Something waits that will be due in ``within`` seconds."""
 
 
-class Job:
+class Job(ABC):
     """The running job, as its actor sees it."""
 
     def __init__(
@@ -139,17 +140,21 @@ class Job:
         logger.info(line)
         self._append(clean_text(str(line), MAX_LINE))
 
+    @abstractmethod
     def _report(self, percent: float, stage: str | None) -> None:
-        raise NotImplementedError
+        """Take note of how far the job is."""
 
+    @abstractmethod
     def _append(self, line: str) -> None:
-        raise NotImplementedError
+        """Take a line of the job's log."""
 
+    @abstractmethod
     def _completing(self) -> AbstractContextManager[Connection[Any]]:
-        raise NotImplementedError
+        """The transaction at whose end the job is completed."""
 
+    @abstractmethod
     def _check_result(self, value: Any) -> None:
-        raise NotImplementedError
+        """Refuse what ``transaction()`` could not store. Raises: ValueError."""
 
 
 class ClaimedJobContext(Job):
