@@ -9,12 +9,13 @@ never wait for it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from time import monotonic
 
 from structlog.stdlib import get_logger
 
-from brokers.fetcher import Fetcher, make_fetcher
+from brokers.fetcher import Fetcher, Intake, make_fetcher
 from brokers.transport import Transport
 from ledger.routes import Place
 from runtime.node import WorkerNode
@@ -28,26 +29,14 @@ class Consumption:
 
     Parameters:
         transports: those this process may use, by name.
-        queues: the queues it consumes, asked in every round of a fetcher.
-        actors: the actors it knows, likewise.
-        paused: whether Dramatiq's ``Worker.pause()`` is in force.
+        intake: what it takes in, wherever that is.
     """
 
-    def __init__(
-        self,
-        transports: Mapping[str, Transport],
-        routes: Routes,
-        node: WorkerNode,
-        queues: Callable[[], list[str]],
-        actors: Callable[[], list[str]],
-        paused: Callable[[], bool],
-    ) -> None:
+    def __init__(self, transports: Mapping[str, Transport], routes: Routes, node: WorkerNode, intake: Intake) -> None:
         self._transports = transports
         self._routes = routes
         self._node = node
-        self._queues = queues
-        self._actors = actors
-        self._paused = paused
+        self._intake = intake
         self._lock = threading.Lock()
         self._stopped = False
         #: Those that work, by transport.
@@ -62,7 +51,7 @@ class Consumption:
         with self._lock:
             if self._stopped:
                 return
-            now, queues = monotonic(), self._queues()
+            now, queues = monotonic(), self._intake.queues()
             wanted = [(self._routes.of(queue), queue) for queue in queues]
             wanted += [(place.broker, place.queue) for place in left_behind if place.queue in queues]
             fresh = now - self._node.held.lease
@@ -96,7 +85,7 @@ class Consumption:
                 self._unknown.add(name)
                 logger.error("cannot fetch, the driver is not installed", broker=name, fix=f"pip install 'switchyard[{name}]'")
             return
-        fetcher = make_fetcher(transport, self._node, lambda: self._served_at(name), self._actors, self._paused)
+        fetcher = make_fetcher(transport, self._node, replace(self._intake, queues=lambda: self._served_at(name)))
         self.fetchers[name] = fetcher
         fetcher.start()
         self._node.watchdog.watch(fetcher.name, lambda: fetcher.alive, fetcher.pulse)
@@ -110,4 +99,4 @@ class Consumption:
     def _served_at(self, name: str) -> list[str]:
         """The queues whose triggers may be at a broker."""
         wanted, of = self._wanted_at, self._routes.of
-        return [queue for queue in self._queues() if of(queue) == name or (name, queue) in wanted]
+        return [queue for queue in self._intake.queues() if of(queue) == name or (name, queue) in wanted]

@@ -17,6 +17,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from time import monotonic
 from typing import Final
 
@@ -46,28 +47,27 @@ RETRY_MAX: Final = 2.0
 POLL: Final = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """What a process takes in, as it is at the moment: every round of a fetcher asks anew."""
+
+    #: The queues to serve; while there are none a fetcher rests.
+    queues: Callable[[], list[str]]
+    #: The actors that the process knows.
+    actors: Callable[[], list[str]]
+    #: Whether Dramatiq's ``Worker.pause()`` is in force.
+    paused: Callable[[], bool]
+
+
 class Fetcher(ABC):
-    """A thread that claims jobs for one worker process until it is stopped.
+    """A thread that claims jobs for one worker process until it is stopped."""
 
-    Parameters:
-        queues: the queues to serve, asked in every round; while there are none it rests.
-        actors: the actors this process knows, asked in every round.
-        paused: whether Dramatiq's ``Worker.pause()`` is in force.
-    """
-
-    def __init__(
-        self,
-        transport: Transport,
-        node: WorkerNode,
-        queues: Callable[[], list[str]],
-        actors: Callable[[], list[str]],
-        paused: Callable[[], bool],
-    ) -> None:
+    def __init__(self, transport: Transport, node: WorkerNode, intake: Intake) -> None:
         self._transport = transport
         self._node = node
-        self._queues = queues
-        self._actors = actors
-        self._paused = paused
+        self._queues = intake.queues
+        self._actors = intake.actors
+        self._paused = intake.paused
         self.pulse = Pulse()
         self._stop = threading.Event()
         self._connection: BoundedConnection | None = None
@@ -180,15 +180,8 @@ class Fetcher(ABC):
 class TriggerFetcher(Fetcher):
     """Claims what a broker's triggers point at."""
 
-    def __init__(
-        self,
-        transport: Transport,
-        node: WorkerNode,
-        queues: Callable[[], list[str]],
-        actors: Callable[[], list[str]],
-        paused: Callable[[], bool],
-    ) -> None:
-        super().__init__(transport, node, queues, actors, paused)
+    def __init__(self, transport: Transport, node: WorkerNode, intake: Intake) -> None:
+        super().__init__(transport, node, intake)
         self._receiver = transport.receiver()
         self._in_hand: list[Trigger] = []
         # Arrived after what was in hand; reported once that is claimed.
@@ -293,15 +286,8 @@ class TriggerFetcher(Fetcher):
 class LedgerFetcher(Fetcher):
     """Claims straight from the ledger: the Postgres broker."""
 
-    def __init__(
-        self,
-        transport: Transport,
-        node: WorkerNode,
-        queues: Callable[[], list[str]],
-        actors: Callable[[], list[str]],
-        paused: Callable[[], bool],
-    ) -> None:
-        super().__init__(transport, node, queues, actors, paused)
+    def __init__(self, transport: Transport, node: WorkerNode, intake: Intake) -> None:
+        super().__init__(transport, node, intake)
         self._doorbell = transport.doorbell()
         self._rung: deque[str] = deque()
         self._looked_at = 0.0
@@ -356,13 +342,7 @@ class LedgerFetcher(Fetcher):
         self._doorbell.close()
 
 
-def make_fetcher(
-    transport: Transport,
-    node: WorkerNode,
-    queues: Callable[[], list[str]],
-    actors: Callable[[], list[str]],
-    paused: Callable[[], bool],
-) -> Fetcher:
+def make_fetcher(transport: Transport, node: WorkerNode, intake: Intake) -> Fetcher:
     """The fetcher that suits a transport."""
     kind = TriggerFetcher if transport.carries_triggers else LedgerFetcher
-    return kind(transport, node, queues, actors, paused)
+    return kind(transport, node, intake)

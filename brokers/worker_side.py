@@ -20,6 +20,7 @@ from dramatiq.middleware import SkipMessage
 from structlog.stdlib import get_logger
 
 from brokers.consumption import Consumption
+from brokers.fetcher import Intake
 from brokers.message import ClaimedMessage
 from errors import LedgerUnavailable
 from ledger.database import require_migrated
@@ -130,7 +131,9 @@ class WorkerSide(Middleware):
         if process.is_ours() and not process.is_supervised():
             # Dramatiq's command leaves at a second signal by SystemExit, perhaps before it has begun to stop the worker.
             Finalize(None, self._leave, exitpriority=0)
-        self.consumption = Consumption(ours.transports, ours.routes, node, queues, lambda: list(ours.actors), self._is_paused)
+        self.consumption = Consumption(
+            ours.transports, ours.routes, node, Intake(queues, lambda: list(ours.actors), self._is_paused)
+        )
 
     def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
         """Threads are there to work: fetch."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import brokers
-from brokers.fetcher import TriggerFetcher
+from brokers.fetcher import Intake, TriggerFetcher
 from runtime.claims import HeldClaims
 from runtime.counters import Counters
 from runtime.triggers import Outgoing
@@ -15,7 +15,7 @@ def test_triggers_there_is_no_room_for_any_more_go_back_to_the_broker(settings, 
     transport = brokers.make_transport("redis", settings)
     held = HeldClaims(threads=4, lease=30.0, commit_start=lambda _: True)
     node = SimpleNamespace(held=held, counters=Counters())
-    fetcher = TriggerFetcher(transport, node, lambda: ["default"], lambda: ["work"], lambda: False)
+    fetcher = TriggerFetcher(transport, node, Intake(lambda: ["default"], lambda: ["work"], lambda: False))
     sender = transport.sender()
     sender.publish([Outgoing(number, "default", "work") for number in range(6)])
     fetch = fetcher._receiver.fetch
