@@ -76,10 +76,10 @@ class Watch:
     def _forget(self) -> None:
         """Begin anew: another keeper may have watched in between."""
         self._fresh: Walk | None = None
-        # Queues and bands that want a mark; when the last one was sent; up to which moment rows were looked at for it.
+        # Queues and bands that want a mark; when the last one was sent; up to which moment rows were looked at for it (None: not yet).
         self._unmarked: set[tuple[str, int]] = set()
         self._marked: dict[tuple[str, int], float] = {}
-        self._marked_to = 0.0
+        self._marked_to: float | None = None
         self._round: Walk | None = Walk()
         self._round_at = 0.0
 
@@ -156,27 +156,41 @@ class Watch:
         passed: dict[tuple[str, int], float] = {}
         if self._inspector.wants_marks:
             passed = sent.marks(connection, self._transport.name)
-            self._mark(connection, passed, now)
         due = 0
         if self._fresh is None:
             self._fresh = Walk(now)
         else:
             due, _ = self._walk(connection, self._fresh, now, passed, monotonic() + self._settings.sweep)
         if self._round is None and monotonic() >= self._round_at:
-            # A mark may have been lost as a trigger may: what still waits gets another one.
-            self._round, self._marked_to = Walk(), 0.0
+            self._round = Walk()
         if self._round is not None:
-            found, ended = self._walk(connection, self._round, now, passed, monotonic() + TURN_SHARE * self._settings.sweep)
+            # A mark may have been lost as a trigger may: what still waits gets another one.
+            found, ended = self._walk(
+                connection, self._round, now, passed, monotonic() + TURN_SHARE * self._settings.sweep, unmarked=self._unmarked
+            )
             due += found
             if ended:
                 pause = max(ROUND_PAUSE * self._settings.lease, ROW_PAUSE * self._round.rows)
                 self._round, self._round_at = None, monotonic() + pause
+        if self._inspector.wants_marks:
+            self._mark(connection, passed, now)
         return due
 
     def _walk(
-        self, connection: BoundedConnection, walk: Walk, upto: float, passed: dict[tuple[str, int], float], deadline: float
+        self,
+        connection: BoundedConnection,
+        walk: Walk,
+        upto: float,
+        passed: dict[tuple[str, int], float],
+        deadline: float,
+        *,
+        unmarked: set[tuple[str, int]] | None = None,
     ) -> tuple[int, bool]:
-        """Look for the triggers of rows from ``walk`` on. Returns how many rows became due, and whether it came to the end."""
+        """Look for the triggers of rows from ``walk`` on. Returns how many rows became due, and whether it came to the end.
+
+        Parameters:
+            unmarked: gains the queues and bands of these rows.
+        """
         due = 0
         while True:
             rows = sent.sent_rows(connection, self._transport.name, walk.moment, upto, CHUNK)
@@ -185,6 +199,8 @@ class Watch:
             gone = self._inspector.lost(triggers, passed) if rows else []
             if gone:
                 due += sent.lost_due(connection, gone, upto)
+            if unmarked is not None:
+                unmarked |= {(queue, band(priority)) for queue, priority in {(row.queue, row.priority) for row in rows}}
             if rows:
                 # Others may have the last one's moment and not be among these: it comes again, unless it is the moment of them all.
                 last = rows[-1].look_at
@@ -200,7 +216,8 @@ class Watch:
     def _mark(self, connection: BoundedConnection, passed: dict[tuple[str, int], float], now: float) -> None:
         """Send marks behind what was sent half a lease ago, or earlier, and still waits."""
         horizon = now + (1 - MARK_AGE) * self._settings.lease
-        groups = sent.sent_groups(connection, self._transport.name, self._marked_to, horizon)
+        # Only what came of that age since: what is older is found by the round, since one statement over a backlog takes seconds.
+        groups = sent.sent_groups(connection, self._transport.name, now if self._marked_to is None else self._marked_to, horizon)
         self._unmarked |= {(queue, band(priority)) for queue, priority in groups}
         self._marked_to = horizon
         marks = []

@@ -1,18 +1,20 @@
-"""What does a backlog cost while nobody works on it, how often is it published again, and how soon is it back after a FLUSHALL?
+"""What does a backlog cost in an hour, how often is it published again, and how soon is it back when its broker was wiped?
 
-    python -m loadtest.backlog --broker redis --jobs 1000000
+    python -m loadtest.backlog --broker redis --jobs 1000000 --no-wipe
 
-Three phases, each with the keeper of one process that consumes nothing:
+The rows lie there as after an hour of sends, each with its trigger in the broker. Then, with the keeper of one process:
 
-    backlog   N jobs are sent in bulk and published, then made an hour old, and the keeper watches for as long as an hour of rounds takes:
-              the pauses between rounds and sweeps are left out (compressed time), nothing else. Published is what the rows say, against N
+    hour      as many sweeps as an hour has, with all the rounds that fall into it; only the pauses between the sweeps are left out
     lost      K triggers are taken out of the broker (Redis); how many of them became due, and how many others
-    flush     the broker's data are wiped (Redis: the keys of this run; RabbitMQ: its queue); from then until every row is published again
+    wipe      the broker's data are wiped (Redis: the keys of this run; RabbitMQ: its queue); from then until every row is published again
+    work      a real worker drains it for some seconds or to its end, under sweeps without pauses: the marks of RabbitMQ come in
 
-Exit code 1 when more than 1.1 times N were published in the backlog, or anything is missing at the end.
+Published is what a trigger of the database counts that Switchyard knows nothing of, beside the first time. Exit code 1 when in the phases
+hour and work together more than 1.1 times N were published (and as much as one process may have in hand: what it has taken and not claimed
+yet is looked for in vain), or anything is missing at the end of a phase.
 
 Caveats. Everything shares the machine, so the times are upper bounds. The processor time is that of this process, without the servers; the
-wall-clock time of a round has all of them in it.
+wall-clock time has all of them in it.
 """
 
 from __future__ import annotations
@@ -27,7 +29,6 @@ from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import dramatiq
 import pika
 
 import switchyard
@@ -40,13 +41,38 @@ from keeper.watch import Watch
 from ledger.database import BoundedConnection
 from loadtest.report import machine, table
 from loadtest.stand import QUEUE, LoadtestFailed, Stand, stand
+from runtime.claims import MAX_ROOM
+from runtime.triggers import Outgoing
 
-#: Jobs per call of ``enqueue_many``.
-BULK: Final = 10_000
+#: Triggers of one publish.
+BULK: Final = 1_000
+#: An hour, in seconds.
+HOUR: Final = 3_600.0
+#: How long the confirms of what was published may take, in seconds.
+CONFIRM: Final = 60.0
 #: Most times that a backlog may be published.
 MOST: Final = 1.1
-#: Time between two looks at the broker, in seconds.
+#: Time between two sweeps while a worker works, in seconds.
 LOOK: Final = 0.1
+
+#: As sends leave them, spread over the hour that has passed, oldest first.
+_FILL: Final = """
+    INSERT INTO switchyard.job (message_id, queue, actor, broker, payload, state, created_at, run_at, publish_count, next_publish_at)
+    SELECT gen_random_uuid(), %(queue)s, 'noop', %(broker)s, '{"args": [1, {}], "kwargs": {}}', 'pending', sent_at, sent_at, 1,
+        sent_at + make_interval(secs => %(grace)s)
+    FROM (
+        SELECT now() - make_interval(secs => 3600.0 * (1 - i / %(jobs)s::float8)) AS sent_at FROM generate_series(1, %(jobs)s) AS i
+    ) AS sends
+    RETURNING id
+"""
+#: Counts what is published again; a sequence, since it is no matter of the transaction's.
+_WITNESS: Final = """
+    CREATE SEQUENCE republished;
+    CREATE FUNCTION count_republished() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM nextval('republished'); RETURN NULL; END $$;
+    CREATE TRIGGER count_republished AFTER UPDATE ON switchyard.job FOR EACH ROW
+        WHEN (NEW.state = 'pending' AND NEW.publish_count > 0 AND NEW.publish_count <> OLD.publish_count)
+        EXECUTE FUNCTION count_republished();
+"""
 
 
 class Backlog:
@@ -60,19 +86,27 @@ class Backlog:
         self.transport = broker.transport(settings.broker)
         self.connection: BoundedConnection = broker.database.dedicated("backlog")
         self.watch = Watch(self.transport, settings)
+        # Between two rounds; a sweep counts as what it is, however soon the next one comes.
+        self._pause = max(watching.ROUND_PAUSE * settings.lease, watching.ROW_PAUSE * jobs)
 
     def fill(self) -> float:
-        """Send and publish everything. Returns the seconds it took."""
-
-        @dramatiq.actor(broker=self.broker)
-        def waits() -> None:
-            """Never run: nobody consumes."""
-
-        began = monotonic()
-        for first in range(0, self.jobs, BULK):
-            switchyard.enqueue_many(waits.message() for _ in range(min(BULK, self.jobs - first)))
-            self._until(first + BULK // 2)
-        self._until(self.jobs)
+        """Write and publish everything. Returns the seconds it took."""
+        settings, began = self.place.settings, monotonic()
+        self.place.database.execute(_WITNESS)
+        # An epoch first, as any keeper sees to it.
+        self.turn()
+        parameters = {"queue": QUEUE, "broker": settings.broker, "grace": settings.lease, "jobs": self.jobs}
+        ids = sorted(row[0] for row in self.place.database.execute(_FILL, parameters))
+        self.place.database.execute("VACUUM ANALYZE switchyard.job")
+        sender = self.transport.sender()
+        for first in range(0, len(ids), BULK):
+            failed = sender.publish([Outgoing(id_, QUEUE, "noop") for id_ in ids[first : first + BULK]])
+            if failed:
+                raise LoadtestFailed(f"{len(failed)} triggers could not be published")
+        sender.flush(CONFIRM)
+        sender.close()
+        if self._depth() != self.jobs:
+            raise LoadtestFailed(f"{self._depth()} of {self.jobs} triggers are published")
         return monotonic() - began
 
     def turn(self) -> tuple[int, bool]:
@@ -82,30 +116,29 @@ class Backlog:
         relay(self.connection, self.broker.publisher, own=settings.broker, carriers=self.broker.carriers, grace=settings.lease)
         return due, more
 
-    def wait_an_hour(self, most: int) -> dict[str, float]:
-        """The watch over an hour, its pauses left out."""
-        self.turn()
-        self.place.database.execute("UPDATE switchyard.job SET next_publish_at = next_publish_at - interval '1 hour'")
+    def wait_an_hour(self, sweeps: int) -> dict[str, float]:
+        """The watch over an hour of sweeps, their pauses left out."""
         settings = self.place.settings
-        pause = max(watching.ROUND_PAUSE * settings.lease, watching.ROW_PAUSE * self.jobs)
-        # The rows became overdue at once, which is one look at each; then come the rounds.
-        rounds, hour, longest = min(most, max(2, round(3600 / pause))), 0.0, 0.0
-        done, cpu = 0, process_time()
-        began = monotonic()
-        while done < rounds and monotonic() - began < self.timeout:
+        rounds, rested, longest = 0, 0.0, 0.0
+        cpu, began = process_time(), monotonic()
+        self.watch.hurry()
+        for _ in range(sweeps):
             before = monotonic()
             self.turn()
             longest = max(longest, monotonic() - before)
+            self._check(began, "the sweeps are not over")
             if self.watch.resting:
-                done, hour = done + 1, hour + pause
-                self.watch.hurry()
-        took = monotonic() - began
+                rounds += not rested
+                rested += settings.sweep
+                if rested >= self._pause:
+                    self.watch.hurry()
+                    rested = 0.0
         return {
-            "rounds": done,
-            "hours": hour / 3600,
-            "seconds per round": took / max(1, done),
-            "CPU s per round": (process_time() - cpu) / max(1, done),
-            "longest turn, s": longest,
+            "hours": sweeps * settings.sweep / HOUR,
+            "rounds": rounds,
+            "all sweeps, s": monotonic() - began,
+            "all sweeps, CPU s": process_time() - cpu,
+            "longest sweep, s": longest,
             "published, times": self._published(),
         }
 
@@ -141,6 +174,24 @@ class Backlog:
             self._check(began, "the wiped triggers are not back")
         return {"back after, s": monotonic() - began, "published for it, times": self._published() - before}
 
+    def work(self, seconds: float) -> dict[str, float]:
+        """A worker drains the backlog, while this keeper's sweeps go on without pauses."""
+        before, began, left, rested = self._published(), monotonic(), self.jobs, 0.0
+        with self.place.worker("loadtest.jobs", processes=1, threads=8) as worker:
+            while left and monotonic() - began < seconds:
+                worker.check()
+                self.turn()
+                rested = rested + self.place.settings.sweep if self.watch.resting else 0.0
+                if rested >= self._pause:
+                    self.watch.hurry()
+                time.sleep(LOOK)
+                (left,) = self.place.query("SELECT count(*) FROM switchyard.job WHERE state <> 'completed'")
+        return {
+            "worked, s": monotonic() - began,
+            "completed": self.jobs - left,
+            "published meanwhile, times": self._published() - before,
+        }
+
     def close(self) -> None:
         """Close every connection."""
         self.watch.close()
@@ -149,17 +200,11 @@ class Backlog:
 
     def _published(self) -> float:
         """How often the rows were published, on average."""
-        (total,) = self.place.query("SELECT sum(abs(publish_count))::float8 FROM switchyard.job")
-        return float(total) / self.jobs
+        (again,) = self.place.query("SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM republished")
+        return 1 + float(again) / self.jobs
 
     def _depth(self) -> int:
         return self.transport.depth([QUEUE])[QUEUE]
-
-    def _until(self, depth: int) -> None:
-        began = monotonic()
-        while self._depth() < min(depth, self.jobs):
-            self._check(began, "the triggers are not published")
-            time.sleep(LOOK)
 
     def _check(self, began: float, complaint: str) -> None:
         if monotonic() - began > self.timeout:
@@ -172,12 +217,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         facts = machine(place)
         backlog = Backlog(place, options.jobs, options.timeout)
         try:
-            filled = backlog.fill()
-            figures = {"sent and published, s": filled, **backlog.wait_an_hour(options.rounds)}
-            if figures["published, times"] > MOST:
-                raise LoadtestFailed(f"the backlog was published {figures['published, times']:.2f} times")
+            figures = {"written and published, s": backlog.fill(), **backlog.wait_an_hour(options.sweeps)}
             figures |= backlog.lose(options.lost)
-            figures |= backlog.wipe()
+            if options.wipe:
+                figures |= backlog.wipe()
+            if options.work:
+                figures |= backlog.work(options.work)
+            times = figures["published, times"] + figures.get("published meanwhile, times", 0.0)
+            if times > MOST + MAX_ROOM / options.jobs:
+                raise LoadtestFailed(f"the backlog was published {times:.2f} times")
         finally:
             backlog.close()
     return {"options": vars(options), "machine": facts, "switchyard": figures}
@@ -197,10 +245,14 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--broker", choices=["redis", "rabbitmq"], required=True)
     parser.add_argument("--jobs", type=int, default=10_000, help="jobs that wait (default 10000)")
     parser.add_argument("--lost", type=int, default=100, help="triggers taken out of Redis (default 100)")
-    parser.add_argument("--rounds", type=int, default=240, help="most rounds of that hour (default 240: all)")
-    parser.add_argument("--timeout", type=float, default=300.0, help="seconds that one phase may take (default 300)")
+    parser.add_argument("--sweeps", type=int, default=720, help="sweeps of that hour (default 720: one every 5 s)")
+    parser.add_argument("--wipe", action=argparse.BooleanOptionalAction, default=True, help="wipe the broker as well")
+    parser.add_argument("--work", type=float, default=60.0, help="seconds that a worker drains it (default 60; 0: not at all)")
+    parser.add_argument("--timeout", type=float, default=600.0, help="seconds that one phase may take (default 600)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args(words)
+    if not 1 <= options.sweeps <= 7_200 or not 0 <= options.work <= 3_600:
+        parser.error("--sweeps: 1 to 7,200; --work: 0 to 3,600")
     if not 1 <= options.jobs <= 2_000_000 or not 0 <= options.lost <= options.jobs:
         parser.error("--jobs: 1 to 2,000,000, and no more --lost than that")
     return options

@@ -228,12 +228,33 @@ def test_marks_are_sent_behind_what_is_half_a_lease_old_and_not_again_while_they
     watch.turn(ledger, [])
     assert [(mark.queue, mark.band) for mark in inspector.marked] == [("slow", band(20))]
 
-    watch._marked_to = 0.0
+    watch.hurry()
     watch.turn(ledger, [])
     assert len(inspector.marked) == 1
     monkeypatch.setattr(module, "MARK_SHARE", 0.0)
     watch.turn(ledger, [])
     assert len(inspector.marked) == 2
+
+
+def test_no_statement_goes_over_a_backlog_to_find_out_who_wants_a_mark(ledger, watch, inspector, monkeypatch):
+    real, asked = sent.sent_groups, []
+    monkeypatch.setattr(
+        sent, "sent_groups", lambda c, broker, after, upto: asked.append((after, upto)) or real(c, broker, after, upto)
+    )
+    monkeypatch.setattr(module, "MARK_SHARE", 0.0)
+    inspector.wants_marks = True
+    inspector.held = set(overdue(ledger, 3, queue="old"))
+    add(ledger, broker="redis", grace=4.0, queue="half a lease old")
+
+    for _ in range(3):
+        watch.turn(ledger, [])
+        watch.hurry()
+
+    # Half a lease at first, then on from there; yet each round has the old ones marked anew.
+    assert asked[0][1] - asked[0][0] <= 5.0 + 1e-3
+    assert [after for after, _ in asked[1:]] == [upto for _, upto in asked[:-1]]
+    assert [mark.queue for mark in inspector.marked].count("old") == 3
+    assert [mark.queue for mark in inspector.marked].count("half a lease old") == 1
 
 
 def test_the_last_mark_of_a_queue_and_band_is_known_and_one_from_the_future_is_taken_for_now(ledger):

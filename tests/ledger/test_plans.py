@@ -189,6 +189,49 @@ def test_the_next_claim_is_not_sorted(seeded_url):
     assert "Sort" not in plan, plan
 
 
+@pytest.fixture(scope="module")
+def backlog_url(databases: Databases) -> Iterator[str]:
+    """A ledger in which nearly everything waits, each a trigger that was published."""
+    url = databases.create()
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO switchyard.job (message_id, queue, actor, broker, payload, state, publish_count, next_publish_at)"
+            " SELECT gen_random_uuid(), 'q1', 'a1', 'redis', '{}', 'pending', 1, now() - i * interval '1 ms'"
+            " FROM generate_series(1, %s) AS i",
+            [PAST],
+        )
+        connection.execute("VACUUM ANALYZE switchyard.job")
+    yield url
+    databases.drop(url)
+
+
+def walk_on(connection: Any) -> list[sent.SentRow]:
+    return sent.sent_rows(connection, "redis", 0.0, 4e9, 5_000)
+
+
+@pytest.mark.parametrize("ledger_url", ["backlog_url", "seeded_url", "emptied_url"])
+def test_a_walk_over_a_backlog_neither_sorts_it_nor_scans_the_table(request, ledger_url):
+    """The index gives the order, so each chunk costs what it returns, however long the backlog is and whatever the statistics say."""
+    with Database(request.getfixturevalue(ledger_url)).dedicated("plans") as connection:
+        plan = plans_of(connection, walk_on, generic=True)
+
+    assert "Sort" not in plan, plan
+    assert "Seq Scan" not in plan, plan
+    assert "Index Scan using job_due" in plan, plan
+
+
+def test_a_chunk_of_a_backlog_reads_no_more_rows_than_it_returns(backlog_url):
+    with Database(backlog_url).dedicated("plans") as connection:
+        text = re.sub(
+            r"%\((\w+)\)s",
+            lambda match: {"broker": "'redis'", "after": "0", "upto": "4e9", "limit": "100"}[match[1]],
+            SQL["sent_rows"],
+        )
+        plan = "\n".join(line for (line,) in connection.execute(f"EXPLAIN (ANALYZE, TIMING OFF) {text}".encode()))
+
+    assert re.search(r"Index Scan using job_due .*\(actual rows=100 ", plan), plan
+
+
 @pytest.fixture
 def emptied_url(databases: Databases) -> Iterator[str]:
     """A ledger that was empty when its statistics were taken."""
