@@ -84,18 +84,27 @@ class Stand:
         """Remove every job, so that each round meets the same table."""
         self.database.execute("TRUNCATE switchyard.job, switchyard.attempt, switchyard.job_log")
 
-    def worker(self, module: str, *, processes: int, threads: int) -> AbstractContextManager[WorkerProcesses]:
-        """A real ``dramatiq`` command, stopped with SIGTERM at the end. Raises: LoadtestFailed: it did not leave in good order."""
-        return self._running([sys.executable, "-m", "dramatiq", module, "-p", str(processes), "-t", str(threads)])
+    def worker(
+        self, module: str, *, processes: int, threads: int, broker: str | None = None
+    ) -> AbstractContextManager[WorkerProcesses]:
+        """A real ``dramatiq`` command, stopped with SIGTERM at the end. Raises: LoadtestFailed: it did not leave in good order.
+
+        Parameters:
+            broker: its BROKER; default: the stand's.
+        """
+        environment = {} if broker is None else {"BROKER": broker}
+        return self._running([sys.executable, "-m", "dramatiq", module, "-p", str(processes), "-t", str(threads)], environment)
 
     def keeper(self) -> AbstractContextManager[WorkerProcesses]:
         """``switchyard keeper``, stopped in the same way."""
-        return self._running([sys.executable, "-c", "from cli import main; main()", "keeper"])
+        return self._running([sys.executable, "-c", "from cli import main; main()", "keeper"], {})
 
     @contextmanager
-    def _running(self, command: list[str]) -> Iterator[WorkerProcesses]:
+    def _running(self, command: list[str], environment: dict[str, str]) -> Iterator[WorkerProcesses]:
         with TemporaryFile("w+") as log:
-            process = subprocess.Popen(command, env=self._environment, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                command, env=self._environment | environment, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
+            )
             worker = WorkerProcesses(process, log)
             try:
                 yield worker
@@ -140,9 +149,14 @@ class WorkerProcesses:
                 found += process.memory_info().rss
         return found / 2**20
 
-    def stop(self) -> None:
-        """SIGTERM, as a supervisor sends it. Raises: LoadtestFailed: it does not leave, or with an error."""
+    def terminate(self) -> None:
+        """SIGTERM, as a supervisor sends it; returns at once."""
         self._process.send_signal(signal.SIGTERM)
+
+    def stop(self) -> None:
+        """SIGTERM, and wait. Raises: LoadtestFailed: it does not leave, or with an error."""
+        if self._process.poll() is None:
+            self.terminate()
         try:
             code = self._process.wait(LEAVE_TIMEOUT)
         except subprocess.TimeoutExpired:
@@ -166,13 +180,16 @@ class WorkerProcesses:
 
 
 @contextmanager
-def stand(broker: str) -> Iterator[Stand]:
+def stand(broker: str, **fields: Any) -> Iterator[Stand]:
     """A stand for one broker: a new, migrated database, and names that nobody else uses.
+
+    Parameters:
+        fields: settings that differ from the environment's.
 
     Raises:
         LoadtestFailed: a server that the settings name is not on this machine.
     """
-    given = _settings_module.load(broker=broker)
+    given = _settings_module.load(broker=broker, **fields)
     name = f"switchyard_loadtest_{os.getpid()}"
     server = given.database_url.get_secret_value()
     for url in (server, given.redis_url.get_secret_value(), given.rabbitmq_url.get_secret_value()):
@@ -182,7 +199,7 @@ def stand(broker: str) -> Iterator[Stand]:
     _on_server(server, sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     try:
         migrations.upgrade(database)
-        settings = _settings_module.load(broker=broker, database_url=database, broker_prefix=name)
+        settings = _settings_module.load(**fields | {"broker": broker, "database_url": database, "broker_prefix": name})
         made = Stand(settings)
         try:
             yield made

@@ -12,6 +12,7 @@ import pytest
 
 from ledger import write
 from loadtest import drain, report
+from loadtest.counted_jobs import started, wrong
 from loadtest.stand import LoadtestFailed, Stand, stand
 from settings import Settings, variables
 from tests.ledger.factory import new_job
@@ -114,11 +115,52 @@ def test_the_keepers_costs_and_its_punctuality_are_measured(settings, broker_nam
 
 @pytest.mark.parametrize("broker_name", ["redis", "rabbitmq"])
 def test_a_backlog_is_watched_lost_triggers_come_back_and_so_does_a_wiped_broker(settings, broker_name):
-    words = ["-m", "loadtest.backlog", "--broker", broker_name, "--jobs", "50", "--lost", "5", "--rounds", "3", "--json"]
+    words = ["-m", "loadtest.backlog", "--broker", broker_name, "--jobs", "50", "--lost", "5", "--sweeps", "6", "--json"]
 
     done = run(settings, *words)
 
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])["switchyard"]
     assert (found["published, times"], found["published for it, times"]) == (1, 1)
+    assert found["rounds"] >= 1
     assert found.get("published for them", 5) == 5
+    assert found["completed"] == 50
+
+
+def test_a_switch_under_load_loses_none_and_runs_none_twice_by_the_count_of_the_actors(settings):
+    words = [
+        "-m",
+        "loadtest.switch",
+        "redis",
+        "postgres",
+        "--switches",
+        "1",
+        "--pending",
+        "60",
+        "--running",
+        "4",
+        "--scheduled",
+        "10",
+    ]
+
+    done = run(settings, *words, "--processes", "2", "--json")
+
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])["switchyard"]
+    (switch,) = found["switches"]
+    assert (switch["pending before"], switch["running before"], switch["scheduled before"]) >= (60, 4, 10)
+    assert found["jobs"] >= 74
+
+
+def test_executions_that_are_missing_or_too_many_are_found(tmp_path):
+    executions = tmp_path / "executions"
+    assert wrong(executions, ["a"]) == {"no start": ["a"], "no end": ["a"]}
+
+    executions.write_text("start a\nend a\nstart b\nend b\n")
+    assert wrong(executions, ["b", "a"]) == {}
+    assert wrong(executions, ["a"]) == {"started again": ["b"], "ended again": ["b"]}
+
+    with executions.open("a") as file:
+        file.write("start b\nstart c\n")
+    assert wrong(executions, ["a", "b", "c"]) == {"started again": ["b"], "no end": ["c"]}
+    assert started(executions)["b"] == 2
