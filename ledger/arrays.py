@@ -20,5 +20,11 @@ def texts(values: Iterable[str | None]) -> str:
     return "{" + ",".join(["NULL" if value is None else _quoted(value) for value in values]) + "}"
 
 
+def words(values: Iterable[str | None]) -> str:
+    """An array of texts of which most are the same, such as names of queues: each is quoted once. None is NULL."""
+    quoted: dict[str | None, str] = {None: "NULL"}
+    return "{" + ",".join([quoted.get(value) or quoted.setdefault(value, _quoted(value or "")) for value in values]) + "}"
+
+
 def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple
 from ledger.states import State
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewJob:
+# A named tuple, like ``ClaimedJob`` and for the same reason.
+class NewJob(NamedTuple):
     """A row to be written by ``enqueue``.
 
     ``payload`` and ``options`` are JSON texts, already checked. ``delay`` is in seconds; more than 0 makes the job scheduled.
@@ -34,8 +34,7 @@ class NewJob:
     max_age: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Enqueued:
+class Enqueued(NamedTuple):
     """What became of a ``NewJob``: the row's id, and whether this call wrote it (False: a repeated send found its own row)."""
 
     id: int

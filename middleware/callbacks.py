@@ -11,7 +11,6 @@ When a follower cannot be made (unknown actor, result that does not fit it) the 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Protocol, cast
 
 from dramatiq import Actor, Broker, Message, MessageProxy, Middleware
@@ -92,6 +91,6 @@ def _follow(broker: Broker, ending: Finish, follower: Message[Any]) -> None:
         broker.emit_before("enqueue", follower, None)
         delay = (follower.options.get("delay") or 0) / 1000
         # Due at once: the relay is woken by the commit, and publishes what this process may not live to publish itself.
-        ending.children.append(replace(cast("WritesJobs", broker).new_job(follower, delay), grace=0.0))
+        ending.children.append(cast("WritesJobs", broker).new_job(follower, delay)._replace(grace=0.0))
     except MiddlewareError as error:
         logger.error("follower not sent", actor=follower.actor_name, error=str(error))
