@@ -1,6 +1,6 @@
 """What a process's executions came to since it last said so: per queue and actor how many ended how, how long they waited and ran.
 
-Added to by the worker threads as executions end (some 2 us each), handed to the ledger with a heartbeat. It is for charts: should the
+Added to by the worker threads as executions end (a microsecond each), handed to the ledger with a heartbeat. It is for charts: should the
 process die, the last third of a lease is missing from them, and should a reply be lost, it is there twice.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from typing import Final
 
-from ledger.charts import BUCKETS, bucket
+from ledger.charts import BUCKETS
 from ledger.records import Finish
 from ledger.states import State
 from runtime.claims import Claim
@@ -27,40 +27,46 @@ class Tally:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._entries: dict[tuple[str, str], tuple[list[int], list[int], list[int]]] = {}
+        # By what was the same of many executions, so that counting one is a single look-up: their queue, actor and end, and the bits of
+        # their milliseconds of waiting and running.
+        self._counted: dict[tuple[str, str, int, int, int], int] = {}
+        #: What could not be handed over.
+        self._kept: list[Entry] = []
 
     def add(self, claim: Claim, finish: Finish) -> None:
         """Count one execution; what was released, snoozed or skipped does not count."""
-        if finish.state is not State.COMPLETED and finish.outcome != "failed":
+        if finish.state is State.COMPLETED:
+            end = COMPLETED
+        elif finish.outcome == "failed":
+            end = DEAD if finish.state is State.DEAD else FAILED
+        else:
             return
         job = claim.job
-        wait = bucket(job.claimed_ms - job.due_ms + (finish.started - claim.received) * 1000)
-        run = bucket((finish.finished - finish.started) * 1000)
+        wait = int(job.claimed_ms - job.due_ms + (finish.started - claim.received) * 1000)
+        run = int((finish.finished - finish.started) * 1000)
+        kind = (job.queue, job.actor, end, wait.bit_length() if wait > 0 else 0, run.bit_length() if run > 0 else 0)
         with self._lock:
-            counts, waits, runs = self._entry(job.queue, job.actor)
-            if finish.state is State.COMPLETED:
-                counts[COMPLETED] += 1
-            else:
-                counts[FAILED] += 1
-                counts[DEAD] += finish.state is State.DEAD
-            waits[wait] += 1
-            runs[run] += 1
+            self._counted[kind] = self._counted.get(kind, 0) + 1
 
     def take(self) -> list[Entry]:
         """Everything counted since the last call."""
         with self._lock:
-            entries, self._entries = self._entries, {}
+            counted, self._counted = self._counted, {}
+            kept, self._kept = self._kept, []
+        entries = {(queue, actor): (counts, waits, runs) for queue, actor, counts, waits, runs in kept}
+        for (queue, actor, end, wait, run), count in counted.items():
+            entry = entries.get((queue, actor))
+            if entry is None:
+                entry = entries[queue, actor] = ([0] * 3, [0] * BUCKETS, [0] * BUCKETS)
+            counts, waits, runs = entry
+            counts[end] += count
+            if end == DEAD:
+                counts[FAILED] += count
+            waits[min(wait, BUCKETS - 1)] += count
+            runs[min(run, BUCKETS - 1)] += count
         return [(*key, *values) for key, values in entries.items()]
 
     def put_back(self, entries: list[Entry]) -> None:
-        """What could not be handed over counts again."""
+        """What was taken last and could not be handed over counts again."""
         with self._lock:
-            for queue, actor, *values in entries:
-                for mine, other in zip(self._entry(queue, actor), values, strict=True):
-                    mine[:] = [x + y for x, y in zip(mine, other, strict=True)]
-
-    def _entry(self, queue: str, actor: str) -> tuple[list[int], list[int], list[int]]:
-        entry = self._entries.get((queue, actor))
-        if entry is None:
-            entry = self._entries[queue, actor] = ([0] * 3, [0] * BUCKETS, [0] * BUCKETS)
-        return entry
+            self._kept = entries
