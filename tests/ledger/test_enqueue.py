@@ -83,7 +83,7 @@ def test_bulk_keeps_the_order_and_every_field_over_many_statements(ledger):
             queue=f"q{i % 3}", priority=i % 5, payload=f'{{"args": [{i}], "kwargs": {{}}}}', delay=60.0 * (i % 2), broker="redis",
             grace=float(i % 7), parent_id=str(uuid4()) if i % 2 else None, max_attempts=None if i % 3 else 5,
         )
-        for i in range(write.CHUNK + 5)
+        for i in range(4 * write.PART + 5)
     ]  # fmt: skip
 
     written = write.enqueue_many(ledger, jobs)
@@ -91,7 +91,7 @@ def test_bulk_keeps_the_order_and_every_field_over_many_statements(ledger):
     assert [entry.message_id for entry in written] == [job.message_id for job in jobs]
     assert [entry.id for entry in written] == sorted(entry.id for entry in written)
     assert all(entry.created for entry in written)
-    for job, entry in list(zip(jobs, written, strict=True))[:: write.CHUNK // 10]:
+    for job, entry in list(zip(jobs, written, strict=True))[:: write.PART // 3]:
         stored = row(ledger, entry.id)
         assert stored["message_id"] == UUID(job.message_id)
         assert (stored["queue"], stored["priority"], stored["max_attempts"]) == (job.queue, job.priority, job.max_attempts)
@@ -102,7 +102,7 @@ def test_bulk_keeps_the_order_and_every_field_over_many_statements(ledger):
 def test_bulk_writes_all_or_none(ledger):
     taken = new_job()
     write.enqueue(ledger, taken)
-    batch = [new_job() for _ in range(write.CHUNK + 1)] + [new_job(message_id=taken.message_id, actor="other")]
+    batch = [new_job() for _ in range(4 * write.PART + 1)] + [new_job(message_id=taken.message_id, actor="other")]
 
     with pytest.raises(JobExists):
         write.enqueue_many(ledger, batch)
