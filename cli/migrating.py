@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy.exc import DBAPIError
-
-import migrations
 from errors import LedgerUnavailable
 from ledger.database import Database, applied_revision
+from ledger.version import LEDGER_REVISION
 
 
 def migrate(database_url: str) -> tuple[str | None, str]:
@@ -21,13 +19,18 @@ def migrate(database_url: str) -> tuple[str | None, str]:
         LedgerUnavailable: Postgres does not answer, or refuses to have its tables changed.
     """
     before = _revision(database_url)
-    if before is not None and before > migrations.HEAD:
+    if before is not None and before >= LEDGER_REVISION:
         return before, before
+    # Only here: these two take longer to load than all that a worker needs, and every command and worker would wait for them.
+    from sqlalchemy.exc import DBAPIError
+
+    import migrations
+
     try:
         migrations.upgrade(database_url)
     except DBAPIError as error:
         raise LedgerUnavailable(f"cannot migrate: {str(error.orig).strip().splitlines()[0]}") from error
-    return before, migrations.HEAD
+    return before, LEDGER_REVISION
 
 
 def _revision(database_url: str) -> str | None:

@@ -22,8 +22,7 @@ from psycopg.abc import Params, PQGen
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from errors import LedgerNotMigrated, LedgerUnavailable
-from ledger.tables import SCHEMA
-from ledger.version import LEDGER_REVISION
+from ledger.version import LEDGER_REVISION, SCHEMA
 
 T = TypeVar("T")
 

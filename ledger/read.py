@@ -20,14 +20,11 @@ from zlib import crc32
 
 from psycopg import Connection
 from psycopg.rows import dict_row
-from sqlalchemy import ColumnElement, Select, Text, and_, cast, false, literal_column, or_, select
-from sqlalchemy.dialects.postgresql import psycopg as psycopg_dialect
 
 from errors import JobNotFound
 from ledger.job import Attempt, Count, Counts, HeldJob, Job, LogLine, Page, QueueDepth, Worker
 from ledger.sql import SQL
 from ledger.states import WAITING, State, states_named
-from ledger.tables import job as job_table
 
 Conn = Connection[Any]
 
@@ -40,23 +37,15 @@ COUNT_CAP: Final = 200_000
 #: How far ids and creation times may disagree in order (concurrent inserts, a stepped clock).
 CREATION_SKEW: Final = timedelta(minutes=1)
 
-_DIALECT = psycopg_dialect.dialect()  # type: ignore[no-untyped-call]
 _CURSOR = struct.Struct(">BQ")
 _CURSOR_VERSION = 1
 
-_c = job_table.c
 #: Columns that are fields of the same name.
 _PLAIN: Final = (
     "actor", "queue", "priority", "attempt", "max_attempts", "failures", "lost", "generation", "created_at", "run_at",
     "started_at", "finished_at", "progress", "stage", "result", "error_type", "error", "dead_reason", "wait_reason", "broker",
     "worker",
 )  # fmt: skip
-_COLUMNS = (
-    *(_c[name] for name in _PLAIN),
-    *(_c.id, _c.state, _c.payload, _c.tags),
-    cast(_c.message_id, Text).label("message_id"),
-    cast(_c.parent_id, Text).label("parent_id"),
-)
 
 
 def get_job(connection: Conn, message_id: str | UUID) -> Job | None:
@@ -64,7 +53,7 @@ def get_job(connection: Conn, message_id: str | UUID) -> Job | None:
     uuid = _uuid(message_id)
     if uuid is None:
         return None
-    rows = _rows(connection, select(*_COLUMNS).where(_c.message_id == uuid))
+    rows = _rows(connection, ["message_id = %(message_id)s"], {"message_id": uuid})
     return _job(rows[0]) if rows else None
 
 
@@ -96,23 +85,35 @@ def list_jobs(
     """
     if not 1 <= limit <= MAX_LIMIT:
         raise ValueError(f"limit {limit} is out of range: 1 to {MAX_LIMIT} jobs on a page")
-    query = select(*_COLUMNS).order_by(_c.id.desc()).limit(limit + 1)
+    where, values = ["true"], dict[str, Any](limit=limit + 1)
     if state is not None:
-        query = query.where(_in_states(_states(state)))
-    for column, value in ((_c.actor, actor), (_c.queue, queue)):
+        where.append(_in_states(_states(state)))
+    for column, value in (("actor", actor), ("queue", queue)):
         if value is not None:
-            query = query.where(column == value)
+            where.append(f"{column} = %({column})s")
+            values[column] = value
     if tag is not None:
-        query = query.where(_c.tags.contains([tag]))
+        where.append("tags @> %(tags)s::text[]")
+        values["tags"] = [tag]
     if parent_id is not None:
-        parent = _uuid(parent_id)
-        if parent is None:
+        where.append("parent_id = %(parent_id)s")
+        values["parent_id"] = _uuid(parent_id)
+        if values["parent_id"] is None:
             raise ValueError(f"parent_id {parent_id!r} is no job id (a UUID)")
-        query = query.where(_c.parent_id == parent)
-    query = _created_between(connection, query, created_after, created_before)
+    for moment in (created_after, created_before):
+        if moment is not None and moment.utcoffset() is None:
+            raise ValueError(f"time {moment.isoformat()} is naive: give it a time zone")
+    # Ids grow with the time of creation, so the times are looked up as ids first, and the walk ends where they end.
+    if created_after is not None:
+        where.append("created_at >= %(since)s AND id >= %(first)s")
+        values |= {"since": created_after, "first": _first_id_from(connection, created_after - CREATION_SKEW)}
+    if created_before is not None:
+        where.append("created_at < %(until)s AND id < %(last)s")
+        values |= {"until": created_before, "last": _first_id_from(connection, created_before + CREATION_SKEW)}
     if after is not None:
-        query = query.where(_c.id < _cursor_id(after))
-    rows = _rows(connection, query)
+        where.append("id < %(after)s")
+        values["after"] = _cursor_id(after)
+    rows = _rows(connection, where, values, "ORDER BY id DESC LIMIT %(limit)s")
     more = len(rows) > limit
     return Page(jobs=tuple(_job(row) for row in rows[:limit]), next=_cursor(rows[limit - 1]["id"]) if more else None)
 
@@ -201,11 +202,12 @@ def workers(connection: Conn, *, now: datetime | None = None) -> list[Worker]:
     ]  # fmt: skip
 
 
-def _rows(connection: Conn, query: Select[Any]) -> list[dict[str, Any]]:
-    compiled = query.compile(dialect=_DIALECT)
+def _rows(connection: Conn, where: list[str], values: dict[str, Any], rest: str = "") -> list[dict[str, Any]]:
+    """The jobs that meet every condition. Conditions are texts of this module's own; what callers give is bound."""
+    query = f"{SQL['jobs']} WHERE {' AND '.join(where)} {rest}"
     with connection.cursor(row_factory=dict_row) as cursor:
         # Never prepared: a generic plan cannot know that an actor is rare, and would walk the whole table for it.
-        return cursor.execute(str(compiled).encode(), compiled.params, prepare=False).fetchall()
+        return cursor.execute(query.encode(), values, prepare=False).fetchall()
 
 
 def _job(row: dict[str, Any]) -> Job:
@@ -244,36 +246,23 @@ def _states(wanted: State | str | Iterable[State | str]) -> frozenset[State]:
     return frozenset().union(*(states_named(word) for word in words))
 
 
-def _in_states(states: frozenset[State]) -> ColumnElement[bool]:
+def _in_states(states: frozenset[State]) -> str:
     """Match any of the states, in words from which the planner can tell that a partial index will do.
 
     Every pending row either has a ``next_publish_at`` or belongs to the Postgres broker, every scheduled and retrying one has a
-    ``next_publish_at``: saying so costs nothing and opens ``job_due`` and ``job_ready``.
+    ``next_publish_at``: saying so costs nothing and opens ``job_due`` and ``job_ready``. States are literals, from our own enumeration:
+    a bound one would hide the partial indexes from a generic plan.
     """
-    due = _c.next_publish_at.is_not(None)
-    arms: list[ColumnElement[bool]] = [false()]
+    arms = ["false"]
     for state in sorted(states):
-        # A literal, from our own enumeration: a bound state would hide the partial indexes from a generic plan.
-        here = _c.state == literal_column(f"'{State(state)}'", Text)
+        here = f"state = '{State(state)}'"
         if state is State.PENDING:
-            arms += [and_(here, due), and_(here, _c.broker == literal_column("'postgres'", Text))]
+            arms += [f"{here} AND next_publish_at IS NOT NULL", f"{here} AND broker = 'postgres'"]
         elif state in WAITING:
-            arms.append(and_(here, due))
+            arms.append(f"{here} AND next_publish_at IS NOT NULL")
         else:
             arms.append(here)
-    return or_(*arms)
-
-
-def _created_between(connection: Conn, query: Select[Any], after: datetime | None, before: datetime | None) -> Select[Any]:
-    """Filter by creation time. Ids grow with it, so the times are looked up as ids first, and the walk ends where they end."""
-    for moment in (after, before):
-        if moment is not None and moment.utcoffset() is None:
-            raise ValueError(f"time {moment.isoformat()} is naive: give it a time zone")
-    if after is not None:
-        query = query.where(_c.created_at >= after, _c.id >= _first_id_from(connection, after - CREATION_SKEW))
-    if before is not None:
-        query = query.where(_c.created_at < before, _c.id < _first_id_from(connection, before + CREATION_SKEW))
-    return query
+    return f"({' OR '.join(arms)})"
 
 
 def _first_id_from(connection: Conn, moment: datetime) -> int:

@@ -41,8 +41,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSON, JSONB
 
 from ledger.sql import SQL
-
-SCHEMA = "switchyard"
+from ledger.version import SCHEMA
 
 metadata = MetaData(
     schema=SCHEMA,

@@ -6,7 +6,8 @@ from alembic import context
 from sqlalchemy import text
 
 import migrations
-from ledger.tables import SCHEMA, metadata
+from ledger.tables import metadata
+from ledger.version import SCHEMA
 
 #: Two deploys at once: the second waits for the first instead of failing on its tables. Any number that nobody else uses.
 _MIGRATION_LOCK = 727_227_001

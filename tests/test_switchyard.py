@@ -55,6 +55,15 @@ assert me.children() == []
     assert not os.path.exists(ROOT / "var" / "never-made-by-tests")
 
 
+def test_what_only_migrations_or_a_few_jobs_need_is_not_loaded_at_the_start():
+    script = """
+import sys
+import actors, cli
+print(*sorted({"PIL", "alembic", "openpyxl", "reportlab", "sqlalchemy"} & sys.modules.keys()))
+"""
+    assert run(script).split() == []
+
+
 def test_configuring_twice_is_fine_and_with_other_settings_refused():
     script = """
 import switchyard

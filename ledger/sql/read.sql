@@ -56,6 +56,13 @@ FROM (
 GROUP BY queue
 ORDER BY queue;
 
+-- name: jobs
+-- Jobs as a reader sees them; the conditions are the caller's to add.
+SELECT id, message_id::text AS message_id, parent_id::text AS parent_id, actor, queue, priority, state, payload, tags,
+       attempt, max_attempts, failures, lost, generation, created_at, run_at, started_at, finished_at, progress, stage, result,
+       error_type, error, dead_reason, wait_reason, broker, worker
+FROM switchyard.job;
+
 -- name: row_id
 -- The row of a message id.
 SELECT id FROM switchyard.job WHERE message_id = %(message_id)s;

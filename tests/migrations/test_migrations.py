@@ -20,8 +20,8 @@ from sqlalchemy.schema import CreateSchema
 import migrations
 from errors import LedgerNotMigrated
 from ledger.database import Database, applied_revision, require_migrated
-from ledger.tables import SCHEMA, metadata
-from ledger.version import LEDGER_REVISION
+from ledger.tables import metadata
+from ledger.version import LEDGER_REVISION, SCHEMA
 from tests.ledger.blocking import Meanwhile
 from tests.rig.postgres import Databases
 from tests.rig.processes import ROOT
