@@ -15,7 +15,6 @@ into the ledger; reads and commands need no worker and no broker.
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -49,6 +48,7 @@ from keeper import Keeper
 from ledger import read, write
 from ledger.borrowed import borrow
 from ledger.database import BoundedConnection, Database
+from ledger.forks import ForkSafeLock
 from ledger.job import Attempt, Counts, Job, LogLine, Page
 from ledger.records import Finish
 from ledger.states import TERMINAL, State
@@ -102,7 +102,7 @@ T = TypeVar("T")
 _WAIT_MIN: Final = 0.005
 _WAIT_MAX: Final = 0.25
 
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 _configured: tuple[Settings, Database, Broker] | None = None
 
 

@@ -7,5 +7,6 @@ database   connections: a pool per process, private ones for threads that live o
 records    what goes in and out of the hot statements
 write      enqueue, claim, finish, heartbeat, release, relay, rescue
 read, job  the read path, and the frozen values it returns
+forks      locks that are free in a forked child
 version    where it is, and the migration this code needs
 """

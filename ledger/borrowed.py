@@ -11,7 +11,6 @@ database it leads to; a row in another database than the ledger's would never ru
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from psycopg.rows import tuple_row
 
 from errors import EnlistRefused
 from ledger.database import Database
+from ledger.forks import ForkSafeLock
 from ledger.sql import SQL
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class LedgerOnly:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._ledger: tuple[str, str] | None = None
         self._checked: WeakSet[Any] = WeakSet()
 

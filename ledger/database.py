@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
@@ -22,6 +21,7 @@ from psycopg.abc import Params, PQGen
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from errors import LedgerNotMigrated, LedgerUnavailable
+from ledger.forks import ForkSafeLock
 from ledger.version import LEDGER_REVISION, SCHEMA
 
 T = TypeVar("T")
@@ -113,7 +113,7 @@ class Database:
         self.pool_size = pool_size
         self.timeout = timeout
         self.pgbouncer = pgbouncer
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._pool: ConnectionPool[BoundedConnection] | None = None
         self._pid = 0
         #: Why the pool's last attempt to connect failed; None when it succeeded.

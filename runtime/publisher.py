@@ -21,6 +21,7 @@ from typing import Final
 
 from structlog.stdlib import get_logger
 
+from ledger.forks import ForkSafeLock
 from runtime.triggers import Outgoing, Outlet, PublishFailed
 
 logger = get_logger(__name__)
@@ -91,7 +92,7 @@ class Publisher:
         self._make_due = make_due
         self._grace = grace
         self._published = published
-        self._lock = threading.Lock()
+        self._lock = ForkSafeLock()
         self._pid = 0
         self._reset()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from time import monotonic
 
@@ -13,6 +14,7 @@ import pytest
 from errors import LedgerUnavailable
 from ledger.database import REFUSAL_PATIENCE, BoundedConnection, Database, is_outage
 from tests.ledger.blocking import Meanwhile
+from tests.rig.forks import in_child
 from tests.rig.postgres import PrivatePostgres
 from tests.rig.waiting import wait_until
 
@@ -110,27 +112,41 @@ def test_a_wrong_statement_is_no_outage(database):
 def test_a_forked_child_opens_connections_of_its_own_and_leaves_the_parents_alone(database):
     with database.connection() as connection:
         mine = backend(connection)
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        # Only plain calls here: the child shares everything with pytest and must not come back.
-        try:
-            with database.connection() as connection:
-                answer = f"{backend(connection)} {one(connection)}"
-            database.close()
-        except BaseException as error:
-            answer = repr(error)
-        os.write(writer, answer.encode())
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as pipe:
-        answer = pipe.read()
-    os.waitpid(child, 0)
+
+    def ask() -> str:
+        with database.connection() as connection:
+            answer = f"{backend(connection)} {one(connection)}"
+        database.close()
+        return answer
+
+    answer = in_child(ask)
 
     assert answer.endswith(" 1"), answer
     assert answer != f"{mine} 1"
     with database.connection() as connection:
         assert (backend(connection), one(connection)) == (mine, 1)
+
+
+def test_a_child_that_was_forked_while_another_thread_opened_the_pool_opens_its_own(database):
+    held, forked = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with database._lock:
+            held.set()
+            forked.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    try:
+        answer = in_child(lambda: database.run(one))
+    finally:
+        forked.set()
+        holder.join()
+
+    assert answer == "1"
+    # Over here it was held all the while, and is free now.
+    assert database.run(one) == 1
 
 
 def test_a_child_that_only_ends_does_no_harm_to_the_parents_connections(database):

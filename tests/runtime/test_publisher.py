@@ -10,6 +10,7 @@ from middleware.log_context import configure_structlog
 from runtime import publisher as module
 from runtime.publisher import Publisher
 from runtime.triggers import Outgoing, PublishFailed
+from tests.rig.forks import in_child
 from tests.rig.waiting import wait_until
 
 GRACE = 30.0
@@ -205,3 +206,29 @@ def test_nothing_runs_before_the_first_offer():
     assert publisher.grace("fake") == GRACE
     assert threading.active_count() == before
     publisher.close()
+
+
+def test_a_child_that_was_forked_while_another_thread_began_publishes(publisher, outlet):
+    held, forked = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with publisher._lock:
+            held.set()
+            forked.wait()
+
+    def publish() -> list[int]:
+        publisher.offer("fake", triggers(1))
+        wait_until(lambda: outlet.published == [1])
+        return outlet.published
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    try:
+        answer = in_child(publish)
+    finally:
+        forked.set()
+        holder.join()
+
+    assert answer == "[1]"
+    assert outlet.published == []
