@@ -7,8 +7,8 @@
 
 PYTHON ?= python3
 ARGS ?=
-# Two processes share the tests (tests/rig/parallel.py); of those that crash, two are replaced.
-PROCESSES ?= 2
+# Three processes share the tests, which mostly wait (tests/rig/parallel.py); of those that crash, two are replaced.
+PROCESSES ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

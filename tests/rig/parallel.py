@@ -1,10 +1,10 @@
-"""Which tests may run at the same time, in two or more pytest processes that pytest-xdist starts (``pytest -n 2``).
+"""Which tests may run at the same time, in two or more pytest processes that pytest-xdist starts (``pytest -n 3``).
 
 A unit is a folder of tests; the conformance suite is one unit per broker. A unit's tests run in one process and in their order,
 so that what they share is made once and a failure that depends on the order comes back; a process that has nothing left takes the
-next unit. Units come in the order of their names, which puts the longest first: ``tests/acceptance`` mostly waits, for real
-processes, and what computes runs beside it. Every process has servers of its own. A process that crashes is a failure of the test
-it was at, and another takes its place.
+next unit. The longest units come first, so that the processes end at about the same time. Most tests wait, for leases, servers and
+processes, more than they compute: three pytest processes fill two processors. Every process has servers of its own. A process that
+crashes is a failure of the test it was at, and another takes its place.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _FOLDER = re.compile(r"tests/(\w+)/")
 _BROKER = re.compile(r"\[(?:.*-)?(postgres|redis|rabbitmq)\b")
 
+#: The units that take longest, in the order in which they are begun; the others follow in the order of their names.
+_LONGEST = ("acceptance", "faults", "brokers", "conformance rabbitmq", "conformance redis", "conformance postgres", "actors")
+
 
 def unit_of(nodeid: str) -> str:
     """The unit that a test belongs to: "acceptance", "conformance redis"; "tests" for what lies in no folder below ``tests``."""
@@ -29,6 +32,10 @@ def unit_of(nodeid: str) -> str:
     unit = folder[1] if folder else "tests"
     broker = _BROKER.search(nodeid) if unit == "conformance" else None
     return f"{unit} {broker[1]}" if broker else unit
+
+
+def _rank(unit: str) -> int:
+    return _LONGEST.index(unit) if unit in _LONGEST else len(_LONGEST)
 
 
 def by_units(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
@@ -41,6 +48,10 @@ def by_units(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
 
         def _split_scope(self, nodeid: str) -> str:
             return unit_of(nodeid)
+
+        def _assign_work_unit(self, node: WorkerController) -> None:
+            self.workqueue.move_to_end(min(self.workqueue, key=_rank), last=False)
+            super()._assign_work_unit(node)
 
         def remove_node(self, node: WorkerController) -> str | None:
             """Give the rest of a crashed process's tests to others; returns the test it crashed in, which is not tried again."""
@@ -55,6 +66,6 @@ def by_units(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
             super().remove_node(node)
             return crashed
 
-    # In the order of their first tests, not of their size.
+    # Not by their number of tests: that says little about their time.
     config.option.loadscopereorder = False
     return ByUnits(config, log)
