@@ -216,7 +216,7 @@ def test_a_child_that_was_forked_while_another_thread_began_publishes(publisher,
             held.set()
             forked.wait()
 
-    def publish() -> list[int]:
+    def publish() -> object:
         publisher.offer("fake", triggers(1))
         wait_until(lambda: outlet.published == [1])
         return outlet.published
