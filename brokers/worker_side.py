@@ -179,6 +179,8 @@ class WorkerSide(Middleware):
         for service in self._broker.services:
             name = type(service).__name__.lower()
             node.watchdog.watch(name, lambda service=service: service.alive, service.pulse)  # type: ignore[misc]
+        publisher = self._broker.publisher
+        node.watchdog.watch("publisher", lambda: publisher.alive, publisher.pulse)
         for consumer in worker.consumers.values():
             node.watchdog.watch("consumer", consumer.is_alive)
         for number, thread in enumerate(worker.workers, 1):

@@ -23,6 +23,7 @@ from structlog.stdlib import get_logger
 
 from ledger.forks import ForkSafeLock
 from runtime.triggers import Outgoing, Outlet, PublishFailed
+from runtime.watchdog import Pulse
 
 logger = get_logger(__name__)
 
@@ -94,6 +95,10 @@ class Publisher:
         self._published = published
         self._lock = ForkSafeLock()
         self._pid = 0
+        self._thread: threading.Thread | None = None
+        #: For the watchdog of a worker; at rest until there is a thread.
+        self.pulse = Pulse()
+        self.pulse.rest()
         self._reset()
 
     def _reset(self) -> None:
@@ -102,6 +107,11 @@ class Publisher:
         self._published_at = 0.0
         self._closing_until: float | None = None
         self._done = threading.Event()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread works, or there is none: nothing was offered yet, or it was closed."""
+        return self._pid != os.getpid() or self._thread is None or self._thread.is_alive()
 
     def grace(self, broker: str) -> float:
         """Seconds after which the trigger of a row written now is looked for; 0 while the broker's circuit is open: the row is due."""
@@ -138,13 +148,15 @@ class Publisher:
                 # Inherited by a fork: collecting them here could say goodbye on the parent's connections.
                 _inherited.append(self._circuits)
             self._reset()
-            threading.Thread(target=self._run, name="switchyard-publisher", daemon=True).start()
+            self._thread = threading.Thread(target=self._run, name="switchyard-publisher", daemon=True)
+            self._thread.start()
             atexit.register(self.close)
             self._pid = os.getpid()
 
     def _run(self) -> None:
         tidy = TIDY_IDLE
         while True:
+            self.pulse.beat()
             batches, closing = self._collect(tidy)
             for broker, batch in batches.items():
                 self._publish(broker, batch)
@@ -157,6 +169,7 @@ class Publisher:
                     self._tidy(broker, circuit)
             if closing:
                 break
+        self.pulse.rest()
         left = max(0.0, (self._closing_until or 0.0) - monotonic())
         for broker, circuit in self._circuits.items():
             self._attempt(broker, circuit, lambda circuit=circuit: circuit.outlet.flush(left))  # type: ignore[misc]
@@ -187,6 +200,7 @@ class Publisher:
         if circuit is None:
             circuit = self._circuits[broker] = _Circuit(self._outlet(broker))
         for start in range(0, len(batch), MAX_BATCH):
+            self.pulse.beat()
             chunk = batch[start : start + MAX_BATCH]
             if circuit.open:
                 # It failed a moment ago, after these were committed with a grace.

@@ -15,6 +15,7 @@ from typing import Any
 
 import dramatiq
 from dramatiq import Broker
+from dramatiq.asyncio import get_event_loop_thread
 
 import switchyard
 from middleware.current_job import current_job
@@ -154,5 +155,12 @@ def sabotage(broker: Any, part: str, how: str) -> None:
         node.heartbeat.beat = broken
     elif part == "keeper":
         broker.services[0]._relay = broken
+    elif part == "publisher":
+        # It begins with the first offer.
+        broker.publisher.offer("redis", ())
+        broker.publisher._collect = broken
+    elif part == "event loop":
+        loop = get_event_loop_thread().loop
+        loop.call_soon_threadsafe(loop.stop if how == "dies" else broken)
     elif part == "worker thread":
         node.queue._wait = broken

@@ -26,6 +26,10 @@ DIED, HANGS = "has died", "has made no progress for 4 s"
         ("flusher", "hangs", f"the flusher thread {HANGS}"),
         ("keeper", "hangs", f"the keeper thread {HANGS}"),
         ("heartbeat", "dies", f"the heartbeat thread {DIED}"),
+        ("publisher", "dies", f"the publisher thread {DIED}"),
+        ("publisher", "hangs", f"the publisher thread {HANGS}"),
+        ("event loop", "dies", f"the event loop thread {DIED}"),
+        ("event loop", "hangs", f"the event loop thread {HANGS}"),
         ("worker thread", "dies", f"thread {DIED}"),
     ],
 )
