@@ -64,6 +64,7 @@ def test_an_interval_has_one_sample_however_many_keepers_there_are(ledger, keepi
     samples.sweep(ledger, keeping)
 
     # At the full hour the second turn falls into the next interval.
+    assert all((sample.at.minute, sample.at.second, sample.at.microsecond) == (0, 0, 0) for sample in sampled())
     assert [sample.pending for sample in sampled() if sample.at == first.at] == [1]
 
 
