@@ -77,6 +77,8 @@ def encode_result(value: Any, limit: int) -> str | None:
     """
     if value is None:
         return None
+    if isinstance(value, str | list | tuple | dict) and _is_longer(value, limit):
+        raise ValueError(f"the return value takes more bytes of JSON than the {limit:,} of MAX_RESULT_BYTES")
     try:
         text = _encoder.encode(value)
     except (TypeError, RecursionError) as error:
@@ -103,6 +105,43 @@ def clean_text(text: str, limit: int) -> str:
 def _may_be_too_deep(text: str) -> bool:
     """Whether the text has enough brackets to be nested too deeply; only then is it worth a walk."""
     return text.count("[") + text.count("{") > MAX_DEPTH
+
+
+def _is_longer(value: Any, limit: int) -> bool:
+    """Whether the JSON of a value is longer than so many bytes for certain, without making it.
+
+    Making it is one call that no other thread gets a turn in: with 100 MB it keeps the heartbeat waiting beyond a short lease. This is a
+    look at lengths, level by level, that ends as soon as it knows. What it cannot know it leaves to the encoder.
+    """
+    size, level = 0, [value]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, str):
+                # NUL is dropped; every other character is a byte at least.
+                size += len(item) - item.count("\x00") + 2
+            elif isinstance(item, dict):
+                size += 2 * len(item) + 1
+                if size + len(below) + len(item) > limit:
+                    return True
+                if any(isinstance(key, str) and "\x00" in key for key in item):
+                    # Without NUL two keys may be one.
+                    return False
+                below += item.keys()
+                below += item.values()
+            elif isinstance(item, list | tuple):
+                size += len(item) + 1
+                if size + len(below) + len(item) > limit:
+                    return True
+                below += item
+            else:
+                size += 1
+            if size > limit:
+                return True
+        if not below:
+            break
+        level = below
+    return False
 
 
 def _without_nul(value: Any) -> Any:

@@ -225,8 +225,7 @@ ENDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "system_exit": ("dead", ("max_retries",)),
     "skip": ("cancelled", ()),
     "fork": ("completed", ()),
-    # Encoding 100 MB keeps every other thread of the process waiting, the heartbeat too: on a busy machine for longer than a lease of 2 s.
-    "huge": ("dead", ("max_retries", "result_unstorable", "permanent", "worker_lost")),
+    "huge": ("dead", ("result_unstorable",)),
     "no_json": ("dead", ("max_retries", "result_unstorable", "permanent")),
     "unpicklable": ("dead", ("max_retries",)),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from errors import OptionError, PayloadError
 from ledger.database import Database
+from runtime import encoding
 from runtime.encoding import MAX_DEPTH, clean_text, encode_options, encode_payload, encode_result
 
 TEXT = st.text(st.characters(codec=None), max_size=20)
@@ -125,3 +127,41 @@ def test_sizes_are_bytes_of_json_and_the_largest_field_is_named():
         encode_result("ü" * 60, 100)
     assert encode_result(None, 100) is None
     assert encode_options("work", {}, 100) is None
+
+
+@pytest.mark.parametrize(
+    "huge",
+    [
+        lambda: "x" * 101,
+        lambda: ["x" * 60, {"k": "x" * 60}],
+        lambda: {"k" * 101: 1},
+        lambda: [[0] * 10] * 10,
+        lambda: dict.fromkeys(range(60)),
+    ],
+    ids=["text", "texts", "key", "lists", "entries"],
+)
+def test_a_result_that_is_too_large_for_certain_is_refused_without_its_json(monkeypatch, huge):
+    encoded = []
+    monkeypatch.setattr(encoding, "_encoder", SimpleNamespace(encode=encoded.append))
+
+    with pytest.raises(ValueError, match="more bytes of JSON than the 100 of MAX_RESULT_BYTES"):
+        encode_result(huge(), 100)
+
+    assert encoded == []
+
+
+@quick
+@given(value=JSON)
+def test_a_result_is_refused_for_its_size_from_its_last_byte_on(value):
+    try:
+        text = encode_result(value, 10**6)
+    except ValueError:
+        assert not sound(value)
+        return
+    if text is None:
+        return
+    size = len(text.encode())
+
+    assert encode_result(value, size) == text
+    with pytest.raises(ValueError, match="MAX_RESULT_BYTES"):
+        encode_result(value, size - 1)
