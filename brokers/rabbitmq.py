@@ -39,6 +39,8 @@ WINDOW = 5_000
 _PROPERTIES = [BasicProperties(delivery_mode=2, priority=BANDS - 1 - number) for number in range(BANDS)]
 #: How long RabbitMQ may take to create one durable queue, in seconds; the confirms of a batch wait behind its new queues.
 _DECLARE_TIME = 0.1
+#: The most of its time that a receiver may wait for the answer to an exchange of what it was pushed.
+_EXCHANGE_SHARE = 1 / 10
 
 
 class RabbitmqTransport(Transport):
@@ -240,26 +242,33 @@ class RabbitmqReceiver(Receiver):
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._subscription: Subscription | None = None
-        self._asked_at = monotonic()
+        # Since when nothing is wanted, as far as is known here.
+        self._rested_from = monotonic()
         self._exchanged = False
+        # When something was put back for something better, how long the answer took, and whether it is still to come.
+        self._exchanged_at, self._exchange_took = 0.0, 0.0
+        self._awaited = False
 
     def fetch(self, queues: Sequence[str], limit: int, timeout: float) -> Fetched:
         """Take up to ``limit`` triggers, waiting up to ``timeout`` seconds for the first. Raises: TransportDown."""
         deadline = monotonic() + timeout
         limit = limit if queues else 0
-        # For longer than this nothing was wanted: long jobs, and something better may have come for those queues meanwhile.
-        stale = limit > 0 and timeout > 0 and not self._exchanged and monotonic() - self._asked_at > ROOM_WINDOW
+        stale = limit > 0 and timeout > 0 and not self._exchanged and self._may_be_better()
         try:
             subscription = self._subscription or self._open()
             subscription.link.turn(0.0)
             if stale:
                 # Once until something was taken: were the answer slower than the timeouts, it would go back and forth for ever.
-                self._exchanged = subscription.exchange()
+                began = monotonic()
+                self._exchanged = self._awaited = subscription.exchange()
+                self._exchanged_at = began if self._exchanged else self._exchanged_at
             while True:
                 subscription.follow(queues, limit)
                 fetched = subscription.take(limit)
                 if fetched.triggers:
                     self._exchanged = False
+                    if self._awaited:
+                        self._exchange_took, self._awaited = monotonic() - self._exchanged_at, False
                 left = deadline - monotonic()
                 if fetched or limit <= 0 or left <= 0:
                     return fetched
@@ -269,7 +278,13 @@ class RabbitmqReceiver(Receiver):
             raise
         finally:
             if limit > 0:
-                self._asked_at = monotonic()
+                self._rested_from = monotonic()
+
+    def _may_be_better(self) -> bool:
+        """Whether nothing was wanted for so long, because jobs are long, that something better may have come for those queues meanwhile.
+        What this costs is bounded: where answers are slow, putting back what is needed now would make all of it late."""
+        now = monotonic()
+        return now - self._rested_from > ROOM_WINDOW and now - self._exchanged_at > self._exchange_took / _EXCHANGE_SHARE
 
     def settle(self, triggers: Sequence[Trigger]) -> None:
         """Acknowledge; those of an older connection are delivered again, and their claim finds nothing."""
@@ -286,6 +301,8 @@ class RabbitmqReceiver(Receiver):
             subscription.link.close()
 
     def _answer(self, triggers: Sequence[Trigger], *, requeue: bool) -> None:
+        # The claim was made meanwhile, and on a busy machine that takes its time: this was no rest.
+        self._rested_from = monotonic()
         subscription = self._subscription
         if subscription is None:
             return

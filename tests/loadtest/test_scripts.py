@@ -164,3 +164,12 @@ def test_executions_that_are_missing_or_too_many_are_found(tmp_path):
         file.write("start b\nstart c\n")
     assert wrong(executions, ["a", "b", "c"]) == {"started again": ["b"], "no end": ["c"]}
     assert started(executions)["b"] == 2
+
+
+@pytest.mark.parametrize("broker_name", ["redis", "rabbitmq"])
+def test_a_wiped_broker_gets_everything_back_and_each_job_runs_once_by_the_count_of_the_actors(settings, broker_name):
+    # Whether it is quick enough is judged by the figures, not here.
+    done = run(settings, "-m", "loadtest.flush", broker_name, "--jobs", "50", "--within", "600", "--timeout", "60", "--json")
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["switchyard"]["published again, times"] >= 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import monotonic
+
 import pytest
 
 import brokers.amqp
@@ -76,8 +78,9 @@ def test_a_high_priority_overtakes_what_is_held(sender: RabbitmqSender, receiver
 def test_what_was_pushed_while_there_was_no_room_gives_way_to_something_better(
     ends: Ends, sender: RabbitmqSender, receiver: RabbitmqReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # However slow the machine: every fetch comes after a long job, and none of them shrinks the level.
+    # However slow the machine: every fetch comes after a long job, none of them shrinks the level, and no exchange is too dear.
     monkeypatch.setattr(brokers.rabbitmq, "ROOM_WINDOW", 0.0)
+    monkeypatch.setattr(brokers.rabbitmq, "_EXCHANGE_SHARE", 1e9)
     monkeypatch.setattr(brokers.subscription, "_CALM", 1_000)
     sender.publish(batch(range(100, 102)))
     receiver.settle(fetch_all(receiver, ["a", "b"], 2, limit=1))
@@ -92,6 +95,69 @@ def test_what_was_pushed_while_there_was_no_room_gives_way_to_something_better(
 
     assert [trigger.job_id for trigger in found if trigger.queue == "a"] == [1, 0]
     assert [trigger.job_id for trigger in found if trigger.queue == "b"] == [11, 10]
+
+
+class Clock:
+    """The clock of a receiver, to be put forward."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ahead = 0.0
+        monkeypatch.setattr(brokers.rabbitmq, "monotonic", lambda: monotonic() + self.ahead)
+
+
+def test_the_time_that_a_claim_takes_is_no_rest(
+    sender: RabbitmqSender, receiver: RabbitmqReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a busy machine, whose claims take longer than the window, would put back each time what it needs next."""
+    monkeypatch.setattr(brokers.rabbitmq, "ROOM_WINDOW", 600.0)
+    clock = Clock(monkeypatch)
+    sender.publish(batch(range(2)))
+    taken: list[Trigger] = []
+
+    def all_taken() -> bool:
+        taken.extend(receiver.fetch(["a"], 2, 1.0).triggers)
+        return len(taken) == 2
+
+    wait_until(all_taken)
+
+    clock.ahead += 10_000
+    receiver.settle(taken[:1])
+    assert not receiver._may_be_better()
+    clock.ahead += 10_000
+    receiver.give_back(taken[1:])
+    assert not receiver._may_be_better()
+
+    clock.ahead += 10_000
+    assert receiver._may_be_better()
+
+
+def test_exchanges_take_a_bounded_share_of_a_receivers_time(
+    sender: RabbitmqSender, receiver: RabbitmqReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(brokers.rabbitmq, "ROOM_WINDOW", 0.0)
+    monkeypatch.setattr(brokers.subscription, "_CALM", 1_000)
+    clock = Clock(monkeypatch)
+    sender.publish(batch(range(3)))
+    sender.flush(30)
+    receiver.settle(fetch_all(receiver, ["a"], 1, limit=1))
+    held = receiver._subscription
+    assert held is not None
+    wait_until(lambda: is_empty(receiver.fetch(["a"], 0, 0.0)) and len(held._buffer["a"]) == 1)
+
+    exchange = held.exchange
+
+    def slow() -> bool:
+        clock.ahead += 10
+        return exchange()
+
+    monkeypatch.setattr(held, "exchange", slow)
+    fetch_all(receiver, ["a"], 1, limit=1)
+
+    assert clock.ahead == 10
+    clock.ahead += 90
+    assert not receiver._may_be_better()
+    clock.ahead += 1_000
+    assert receiver._may_be_better()
 
 
 def test_a_receiver_of_long_jobs_holds_little(ends: Ends, sender: RabbitmqSender, receiver: RabbitmqReceiver) -> None:
