@@ -31,8 +31,11 @@ logger = get_logger(__name__)
 
 #: Most rows of one statement.
 MAX_BATCH: Final = 500
-#: How long the first result of a batch waits for company, in seconds.
+#: How long the first result of a batch waits for company, in seconds: at least and at most, and per result of the batch before. Where
+#: results come in by the thousand, a statement's own cost is most of what they cost, and a few milliseconds make fewer and longer ones.
 LINGER: Final = 0.001
+MAX_LINGER: Final = 0.005
+LINGER_PER_RESULT: Final = 0.000_1
 #: How long it waits for the first result before it says that it is still there, in seconds.
 IDLE: Final = 1.0
 #: Most results waiting to be written; beyond it worker threads wait, so that an outage cannot fill the memory.
@@ -93,6 +96,7 @@ class Flusher:
 
     def _run(self) -> None:
         running = True
+        linger = LINGER
         while running:
             batch = []
             self.pulse.beat()
@@ -101,7 +105,7 @@ class Flusher:
             except Empty:
                 continue
             if entry is not None and self._queue.empty():
-                sleep(LINGER)
+                sleep(linger)
             while True:
                 if entry is None:
                     running = False
@@ -115,6 +119,7 @@ class Flusher:
                     break
             if batch:
                 self._settle(batch)
+            linger = min(MAX_LINGER, max(LINGER, LINGER_PER_RESULT * len(batch)))
         if self._connection is not None:
             self._connection.close()
 

@@ -49,6 +49,7 @@ def test_behind_pgbouncer_it_runs_unprepared(ledger_url):
         entry = write.enqueue(connection, new_job())
         with pytest.raises(JobExists):
             write.enqueue(connection, new_job(message_id=entry.message_id, actor="other"))
+        assert all(entry.created for entry in write.enqueue_many(connection, [new_job() for _ in range(2 * write.PART)]))
         assert connection.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)
 
 
