@@ -23,13 +23,14 @@ EXAMPLES = 5
 ENDS = {
     "plain": "completed",
     "fenced": "completed",
+    "aside": "completed",
     "parent": "completed",
     "flaky": "completed",
     "newer": "completed",
     "doomed": "dead",
 }
 #: Actors whose effect is in their own commit.
-FENCED = ("fenced", "parent")
+FENCED = ("fenced", "aside", "parent")
 
 _ROWS = """
 SELECT message_id::text AS id, actor, state, generation, attempt, failures, lost, max_attempts, last_token::text AS last_token,

@@ -104,6 +104,15 @@ def declare(broker: Broker, recorder: Recorder) -> SimpleNamespace:
                 connection.execute("INSERT INTO rig_effect VALUES (%(job)s, %(attempt)s, %(token)s)", run.identity)
                 current_job().result = run.result
 
+    @actor(queue_name="aside")
+    def aside(seconds: float = 0.0) -> None:
+        """As ``fenced``, in a queue that may have another broker."""
+        with execution() as run:
+            _linger(seconds)
+            with current_job().transaction() as connection:
+                connection.execute("INSERT INTO rig_effect VALUES (%(job)s, %(attempt)s, %(token)s)", run.identity)
+                current_job().result = run.result
+
     @actor()
     def parent(seconds: float = 0.0) -> None:
         """A fenced effect and a job that is sent with it: both or neither."""
@@ -139,7 +148,7 @@ def declare(broker: Broker, recorder: Recorder) -> SimpleNamespace:
         with execution():
             return POISONS[how]()
 
-    actors = SimpleNamespace(plain=plain, fenced=fenced, parent=parent, flaky=flaky, doomed=doomed, poison=poison)
+    actors = SimpleNamespace(plain=plain, fenced=fenced, aside=aside, parent=parent, flaky=flaky, doomed=doomed, poison=poison)
     if os.environ.get("FAULTS_NEWER"):
 
         @actor()

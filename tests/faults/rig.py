@@ -38,11 +38,11 @@ from tests.rig.workers import Worker
 LEASE, SWEEP = 2.0, 0.5
 #: Times that a worker may be lost with a job before the job is dead: beyond what any scenario kills, but for the one about poison.
 MAX_LOST = 50
-QUEUES = ("default", "poison")
+QUEUES = ("default", "aside", "poison")
 #: Threads, open files and MB that a worker may need beyond those before the faults: what is opened at the first use.
 SLACK = (4, 15, 100)
 _ENDED = "SELECT count(*) FROM switchyard.job WHERE finished_at IS NOT NULL"
-_ACTIVE = "SELECT count(*) FROM switchyard.job WHERE state IN ('scheduled', 'pending', 'retrying', 'running')"
+_ACTIVE = "SELECT EXISTS (SELECT FROM switchyard.job WHERE state IN ('scheduled', 'pending', 'retrying', 'running'))"
 
 
 class Links:
@@ -157,8 +157,12 @@ class Rig:
         self._likeness[worker.pid] = {"threads": threads, "env": env, "links": links, "queues": queues, "command": command}
         self.recorder.write("hired", worker=worker.pid, failpoint=failpoint)
         if ready:
+            # A look goes through every process of the machine: not too often, or it slows down what it waits for.
             wait_until(
-                lambda: self.is_ready(worker) or not worker.running, 60, lambda: f"a worker starts: {worker.output(4_000)}"
+                lambda: self.is_ready(worker) or not worker.running,
+                60,
+                lambda: f"a worker starts: {worker.output(4_000)}",
+                interval=0.2,
             )
         return worker
 
@@ -219,7 +223,10 @@ class Rig:
     def send(self, mix: str, count: int, *, bulk: int = 100, env: dict[str, str] | None = None) -> None:
         """Send so many jobs and wait until they are sent."""
         producer = self.produce(mix, rate=0, limit=count, bulk=bulk, env=env)
-        self.until(lambda: not producer.running, 120, lambda: f"{count} are sent: {producer.output(4_000)}")
+        message = f"{count} are sent"
+        self._while_it_goes_on(
+            lambda: not producer.running, lambda: self.count("ok"), 120, lambda: f"{message}: {producer.output(4_000)}"
+        )
         assert producer.returncode == 0, producer.output(4_000)
 
     def link(self) -> Links:
@@ -253,12 +260,18 @@ class Rig:
 
     def patiently(self, condition: Callable[[], Any], quiet: float, message: str | Callable[[], str] = "") -> Any:
         """Wait for a condition for as long as jobs end: it is given up when none has for ``quiet`` seconds. Raises: Timeout."""
+        return self._while_it_goes_on(condition, lambda: self.rows(_ENDED), quiet, message)
+
+    def _while_it_goes_on(
+        self, condition: Callable[[], Any], progress: Callable[[], Any], quiet: float, message: str | Callable[[], str]
+    ) -> Any:
+        """Wait for a condition until ``progress`` has been the same for ``quiet`` seconds. Raises: Timeout."""
         while True:
-            ended = self.rows(_ENDED)
+            before = progress()
             try:
                 return self.until(condition, quiet, message)
             except Timeout:
-                if self.rows(_ENDED) == ended:
+                if progress() == before:
                     raise
 
     # Faults.
@@ -368,7 +381,7 @@ class Rig:
     def settle(self, quiet: float) -> None:
         """Send nothing more, and wait until every job has ended, for as long as any does, and the broker is empty."""
         self.stop_producers()
-        self.patiently(lambda: self.rows(_ACTIVE) == [(0,)], quiet, lambda: f"every job ends: {self.states()}")
+        self.patiently(lambda: self.rows(_ACTIVE) == [(False,)], quiet, lambda: f"every job ends: {self.states()}")
         self.until(lambda: self._is_empty(), 60, "the broker is empty")
 
     def _is_empty(self) -> bool:
