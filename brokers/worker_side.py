@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable
 from multiprocessing.util import Finalize
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from dramatiq import Broker, Consumer, Message, MessageProxy, Middleware, Worker
 from dramatiq.errors import QueueNotFound
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from brokers.broker import SwitchyardBroker
 
 logger = get_logger(__name__)
+
+#: Pause between two looks of the consumer thread once the shutdown has begun, in seconds.
+LEAVING_WAIT: Final = 0.05
 
 
 class Service(Protocol):
@@ -76,7 +79,10 @@ class AckConsumer(Consumer):
         self._closed = threading.Event()
 
     def __next__(self) -> MessageProxy | None:
-        self._closed.wait(self._timeout)
+        node = self._broker.node
+        # Whoever stops the worker waits for this thread to look whether it is stopped.
+        if node is None or node.leaving.wait(self._timeout):
+            self._closed.wait(LEAVING_WAIT)
         return None
 
     def ack(self, message: MessageProxy) -> None:

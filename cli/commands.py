@@ -25,7 +25,7 @@ from cli.supervisor import Supervisor
 from cli.up import run_up
 from errors import LedgerUnavailable, SettingsError, SwitchyardError
 from runtime.child import Options
-from runtime.process import REFUSED
+from runtime.process import REFUSED, spare_last_collections
 from settings import load
 
 P = ParamSpec("P")
@@ -181,7 +181,9 @@ def worker(
         max_jobs=max_jobs,
         max_memory=max_memory,
     )
-    sys.exit(Supervisor(options, processes or _processors()).run())
+    code = Supervisor(options, processes or _processors()).run()
+    spare_last_collections()
+    sys.exit(code)
 
 
 @main.group(short_help="Look at the brokers, and move from one to another.")

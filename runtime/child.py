@@ -190,7 +190,10 @@ def _within(name: str, module: str) -> bool:
 
 def main() -> None:
     """Run the process that the command line asks for."""
-    Child(Options(**json.loads(sys.argv[1]))).run()
+    try:
+        Child(Options(**json.loads(sys.argv[1]))).run()
+    finally:
+        process.spare_last_collections()
 
 
 if __name__ == "__main__":

@@ -103,7 +103,8 @@ class WorkerNode:
         self._leave_at = inf
         self._stopped = threading.Event()
         self._grace_over = threading.Event()
-        self._shutting_down = False
+        #: Set when the shutdown begins.
+        self.leaving = threading.Event()
 
     def start(self) -> None:
         """Register the process and start its threads. Raises: LedgerUnavailable."""
@@ -169,9 +170,10 @@ class WorkerNode:
 
     def begin_shutdown(self) -> None:
         """Release what has not started, and see to it that what runs ends within the grace."""
-        self._shutting_down = True
+        self.leaving.set()
         self.watchdog.relax()
         self.held.close()
+        self.queue.close()
         if self.recycling is None or not process.is_supervised():
             self.told_to_stop(hurry=False)
         self.release_unstarted()
@@ -180,7 +182,7 @@ class WorkerNode:
     def hurry(self) -> None:
         """The process was told to leave at once: what runs has no more time, is released, and the process ends."""
         self._grace_over.set()
-        if not self._shutting_down:
+        if not self.leaving.is_set():
             self.begin_shutdown()
 
     def stop(self) -> None:

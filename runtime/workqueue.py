@@ -22,6 +22,8 @@ from runtime.watchdog import Pulse
 
 #: How often ``join`` looks, in seconds.
 _JOIN_POLL: Final = 0.01
+#: How long a thread waits for a message that can hardly come any more, in seconds: the shutdown has begun, and waits for it.
+_CLOSED_WAIT: Final = 0.05
 #: The longest wait that a lock takes, in seconds: years.
 _FOR_EVER: Final = 2.0**28
 
@@ -45,6 +47,7 @@ class WorkQueue:
         # Of threads that wait, each asleep on a lock of its own until somebody releases it.
         self._waiting: deque[LockType] = deque()
         self._pulses: dict[int, Pulse] = {}
+        self._closed = False
 
     def pulse(self, thread: int) -> Pulse:
         """The pulse of a worker thread, by its identifier: beats as it asks for work, and rests while it is at work."""
@@ -55,9 +58,16 @@ class WorkQueue:
         self._items.extend(items)
         self._wake_one()
 
+    def close(self) -> None:
+        """The shutdown has begun: whoever waits for a message is told that there is none, and soon told again."""
+        self._closed = True
+        while self._waiting:
+            self._wake_one()
+
     def get(self, block: bool = True, timeout: float | None = None) -> Item:
         """The next message that may start now. Raises ``queue.Empty`` after ``timeout`` seconds."""
-        deadline = monotonic() + (timeout if timeout is not None else _FOR_EVER if block else 0.0)
+        entered = monotonic()
+        deadline = entered + (timeout if timeout is not None else _FOR_EVER if block else 0.0)
         # Made here, not by who watches: a thread may be waiting for its first job before anybody does.
         pulse = self.pulse(get_ident())
         pulse.beat()
@@ -65,6 +75,8 @@ class WorkQueue:
             try:
                 item = self._items.popleft()
             except IndexError:
+                if self._closed:
+                    deadline = min(deadline, entered + _CLOSED_WAIT)
                 self._wait(deadline - monotonic())
                 continue
             # Whoever takes one wakes the next: a wake-up that met a thread whose time was over is passed on, not lost.

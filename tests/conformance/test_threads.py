@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import dramatiq
 import pytest
 
 import brokers
@@ -122,3 +123,16 @@ def test_a_publish_that_fails_unforeseen_is_made_good_by_the_relay(system, monke
     assert system.ended(message, 60).result == 3
     wait_until(lambda: len(criticals(caplog, "publishing failed")) == 1)
     assert alive("switchyard-publisher")
+
+
+def test_a_worker_without_jobs_stops_without_waiting_for_its_threads_next_look(fresh):
+    system = fresh()
+    # Dramatiq's threads look whether they are stopped each time that a wait for work is over: every ten minutes here.
+    system.worker = dramatiq.Worker(system.broker, worker_threads=2, worker_timeout=600_000)
+    system.worker.start()
+    system.ended(system.jobs.add.send(1, 1))
+    stopping = threading.Thread(target=system.stop, daemon=True)
+
+    stopping.start()
+
+    wait_until(lambda: not stopping.is_alive(), 60, "the worker stops")

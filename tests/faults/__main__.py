@@ -1,6 +1,6 @@
 """``python -m tests.faults``: every scenario on every broker for about an hour; ``make faults`` calls it.
 
-    MINUTES=10            the time for all of it (default 60), shared among the scenarios; each has at least 10 trials all the same
+    MINUTES=10            time for all (default 60), shared by the scenarios; each has 10 trials, and one of each kind, all the same
     ONLY=F5,F6            these scenarios
     BROKER=redis          this broker
     SEED=7                the seed of everything left to chance (default: new, and printed)
@@ -28,7 +28,7 @@ from tests.faults.servers import Servers
 from tests.rig.processes import GUARD
 from tests.rig.service import Unavailable
 
-#: Least trials of a scenario on a broker.
+#: Least trials of a scenario on a broker, unless it has more kinds of them.
 TRIALS = 10
 #: Most trials that a FULL run does in one go before it writes down what it has.
 PORTION = 50
@@ -97,7 +97,7 @@ def _plans(wanted: list[Scenario], brokers: list[str], seconds: float, full: boo
             weights = sum(other.weight for other, _ in turns[at:])
             # Starting and settling take their part of a share.
             share = max(0.0, (began + seconds - monotonic()) * scenario.weight / weights - 20.0)
-            yield scenario, broker, Plan(share, TRIALS)
+            yield scenario, broker, Plan(share, max(TRIALS, scenario.kinds))
 
 
 def _show(result: Result) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from uuid import uuid4
 
 import pytest
@@ -11,6 +12,7 @@ from ledger.records import ClaimedJob
 from runtime import claims as module
 from runtime.claims import MAX_ROOM, Claim, HeldClaims
 from runtime.workqueue import Empty, WorkQueue
+from tests.rig.waiting import wait_until
 
 
 class Clock:
@@ -285,4 +287,27 @@ def test_the_work_queue_passes_over_what_may_not_start():
     claims.finish(fresh.claim)
     claims.forget(fresh.claim)
     queue.join()
+    assert queue.empty()
+
+
+def test_threads_that_wait_for_work_are_told_at_once_that_the_shutdown_has_begun():
+    queue = WorkQueue(held())
+    told = []
+
+    def ask():
+        for _ in range(2):
+            with suppress(Empty):
+                queue.get(timeout=600)
+            told.append(threading.current_thread())
+
+    waiting = [threading.Thread(target=ask, daemon=True) for _ in range(3)]
+    for thread in waiting:
+        thread.start()
+    wait_until(lambda: len(queue._waiting) == 3)
+    assert not told
+
+    queue.close()
+
+    # Also those that ask again.
+    wait_until(lambda: len(told) == 6)
     assert queue.empty()

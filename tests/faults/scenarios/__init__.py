@@ -54,6 +54,8 @@ class Scenario:
     brokers: tuple[str, ...] = ALL
     #: The share of the time.
     weight: float = 1.0
+    #: Of how many kinds its trials are, in turns; each is tried at least once.
+    kinds: int = 1
     settings: dict[str, Any] = field(default_factory=dict)
     #: How jobs of each actor have to end; None: as ``checker.ENDS`` says.
     ends: dict[str, str] | None = None

@@ -119,6 +119,7 @@ REDIS_FAULTS = (_flushed, _killed, _frozen, _failed_over, _out_of_memory, _clien
     full=30 * len(REDIS_FAULTS),
     brokers=("redis",),
     weight=4,
+    kinds=len(REDIS_FAULTS),
 )
 def hurt_redis(rig: Rig, plan: Plan) -> None:
     """One fault after the other, while jobs flow."""
@@ -201,6 +202,7 @@ RABBITMQ_FAULTS = (
     full=30 * len(RABBITMQ_FAULTS),
     brokers=("rabbitmq",),
     weight=4,
+    kinds=len(RABBITMQ_FAULTS),
 )
 def hurt_rabbitmq(rig: Rig, plan: Plan) -> None:
     """One fault after the other, while jobs flow."""

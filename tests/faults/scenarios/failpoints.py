@@ -16,7 +16,7 @@ POINTS: Sequence[str] = (
 )  # fmt: skip
 
 
-@scenario("F2", "kill -9 at each failpoint", unit="deaths", full=5 * len(POINTS), weight=3)
+@scenario("F2", "kill -9 at each failpoint", unit="deaths", full=5 * len(POINTS), weight=3, kinds=len(POINTS))
 def die_at_points(rig: Rig, plan: Plan) -> None:
     """A healthy worker, and one after the other that dies where it was told to."""
     rig.staff(1)

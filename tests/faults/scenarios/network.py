@@ -67,6 +67,7 @@ FAULTS: tuple[tuple[str, Callable[[Wires], None]], ...] = (
     unit="faults",
     full=20 * len(FAULTS),
     weight=4,
+    kinds=len(FAULTS),
 )
 def hurt_network(rig: Rig, plan: Plan) -> None:
     """One worker and the producer behind proxies, another worker beside them."""

@@ -35,6 +35,7 @@ POISONOUS = (
     unit="poisonous jobs",
     full=10 * len(POISONOUS),
     weight=2,
+    kinds=len(POISONOUS),
     settings={"max_lost": 2, "shutdown_grace": 1.0},
     after=lambda rig, verdict: _right_ends(rig, verdict),
 )
