@@ -11,7 +11,7 @@ from tests.faults.scenarios import Plan, scenario
 ROWS, SMALL, FULL = 5_000, 1_000, 1_000_000
 COPIES = 1.1
 #: How the hour is compressed: so many steps, each of which makes everything older, and sweeps between them.
-STEPS, MINUTES, SWEEPS = 12, 5, 1.5
+STEPS, MINUTES, SWEEPS = 12, 5, 1
 #: How much more memory the keeper's process may take in the end, in MB.
 GROWTH = 100
 
