@@ -130,10 +130,16 @@ class Link:
     def renew_channel(self) -> None:
         """Close the channel and open another, forgiving what closed the old one. RabbitMQ takes back what is unsettled on it,
         and ends its consumers, in one step. Raises: TransportDown."""
-        old, self._channel, self._failure = self._channel, None, None
-        if old is not None and old.is_open:
-            old.close()
-        self._open_channel()
+        old, self._channel = self._channel, None
+        try:
+            if old is not None and old.is_open:
+                old.close()
+            # The connection may have gone with the channel: that is not forgiven.
+            self._open_channel()
+        except AMQPError as error:
+            self._failure = self._failure or error
+            raise TransportDown(_NAME, self._describe(self._failure)) from self._failure
+        self._failure = None
         self.open()
 
     def turn(self, timeout: float) -> None:

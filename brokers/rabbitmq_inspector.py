@@ -75,10 +75,14 @@ class RabbitmqInspector(Inspector):
             except TransportDown:
                 # Nothing answers heartbeats between two calls, so the server may have closed the connection meanwhile.
                 self.close()
+            except BaseException:
+                # Whatever became of the link, nothing is asked on it again.
+                self.close()
+                raise
         try:
             self._link = opened(self._settings.rabbitmq_url.get_secret_value(), "inspector")
             return question(self._link)
-        except TransportDown:
+        except BaseException:
             self.close()
             raise
 

@@ -39,8 +39,9 @@ LEASE, SWEEP = 2.0, 0.5
 #: Times that a worker may be lost with a job before the job is dead: beyond what any scenario kills, but for the one about poison.
 MAX_LOST = 50
 QUEUES = ("default", "aside", "poison")
-#: Threads, open files and MB that a worker may need beyond those before the faults: what is opened at the first use.
-SLACK = (4, 15, 100)
+#: Threads, open files and MB that a worker may need beyond those before the faults: what is opened at the first use. Files: the other
+#: 8 connections of its pool, and two more to RabbitMQ of 4 files each (up to 18 were seen, after 2 faults as after 10), and a few to spare.
+SLACK = (4, 24, 100)
 _ENDED = "SELECT count(*) FROM switchyard.job WHERE finished_at IS NOT NULL"
 _ACTIVE = "SELECT EXISTS (SELECT FROM switchyard.job WHERE state IN ('scheduled', 'pending', 'retrying', 'running'))"
 
