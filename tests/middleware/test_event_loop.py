@@ -76,7 +76,7 @@ class Caller(threading.Thread):
     """A worker's thread that waits for a coroutine."""
 
     def __init__(self, loop: WatchedLoop, coroutine: Any) -> None:
-        super().__init__()
+        super().__init__(daemon=True)
         self._loop, self._coroutine = loop, coroutine
         self.error: BaseException | None = None
 
@@ -114,8 +114,9 @@ def test_a_loop_goes_round_while_coroutines_wait_and_while_there_are_none(loop):
     wait_until(lambda: not loop.pulse.resting)
 
 
-def test_a_blocked_loop_is_its_jobs_business_until_one_of_them_gave_up(loop):
+def test_a_blocked_loop_is_its_jobs_business_until_one_of_them_gave_up(loop, request):
     go = threading.Event()
+    request.addfinalizer(go.set)
 
     async def blocks() -> None:
         go.wait()
