@@ -17,7 +17,7 @@ from brokers.transport import Inspector, Mark, Receiver, Sent, Transport, Transp
 from runtime.triggers import Outgoing
 from settings import Settings
 from tests.brokers.conftest import CARRYING, Ends, fetch_all
-from tests.rig.rabbitmq import PrivateRabbit, remove_queues
+from tests.rig.rabbitmq import remove_queues
 from tests.rig.redis import PrivateRedis
 from tests.rig.service import PrivateServer
 from tests.rig.waiting import wait_until
@@ -115,27 +115,6 @@ def test_redis_keeps_its_epoch_with_its_data_and_loses_it_with_them(make_ends, s
                 client.flushall()
             assert inspector.epoch("", second) not in {first, second}
             inspector.close()
-
-
-def test_rabbitmq_keeps_its_epochs_over_a_crash_and_loses_them_with_the_vhost(make_ends, settings: Settings) -> None:
-    with running(PrivateRabbit()) as server:
-        ends = make_ends(settings.model_copy(update={"broker": "rabbitmq", "rabbitmq_url": type(settings.redis_url)(server.url)}))
-        inspector = ends.transport.inspector()
-        first = inspector.epoch("a", None)
-        server.kill()
-        with pytest.raises(TransportDown):
-            inspector.epoch("a", first)
-        server.start()
-
-        assert inspector.epoch("a", first) == first
-
-        server.ctl("delete_vhost", "/")
-        server.ctl("add_vhost", "/")
-        server.ctl("set_permissions", "-p", "/", "guest", ".*", ".*", ".*")
-        second = inspector.epoch("a", first)
-        assert second != first
-        assert inspector.epoch("a", second) == second
-        inspector.close()
 
 
 def published(ends: Ends, ids: range, queue: str = "a", priority: int = 0) -> list[Sent]:

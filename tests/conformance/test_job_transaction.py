@@ -23,6 +23,9 @@ CREATE TABLE effects (key text, pid int, at timestamptz DEFAULT clock_timestamp(
 CREATE TABLE first (key text PRIMARY KEY, pid int, go bool DEFAULT false)
 """
 
+#: What becomes of a transaction is Postgres' business, whichever broker carried the trigger; what comes after the commit is tried on each.
+one_broker = pytest.mark.parametrize("broker_name", ["redis"], indirect=True)
+
 
 def with_tables(settings):
     with psycopg.connect(settings.database_url.get_secret_value(), autocommit=True) as connection:
@@ -246,6 +249,7 @@ def test_the_next_borrower_finds_no_traces(running, key):
     assert running.rows("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711") == [(0,)]
 
 
+@one_broker
 def test_neither_heartbeat_nor_rescue_minds_a_transaction_that_locks_the_row_for_long(running, key):
     """Longer than a lease: nobody may take the job away, and nobody may believe that it was."""
     before = counted(running, "fenced", "leases_lost")
@@ -269,6 +273,7 @@ def test_neither_heartbeat_nor_rescue_minds_a_transaction_that_locks_the_row_for
     assert counted(running, "fenced", "leases_lost") == before
 
 
+@one_broker
 def test_no_heartbeat_after_the_commit_takes_the_lease_for_lost(running, key):
     before = counted(running, "fenced", "leases_lost")
 
@@ -291,6 +296,7 @@ def beats_of(system: System) -> int:
     )
 
 
+@one_broker
 @pytest.mark.parametrize("fault", ["undelivered", "unanswered"])
 def test_a_lost_reply_to_the_commit_is_looked_up(severed, key, fault):
     system, wire = severed
@@ -306,6 +312,7 @@ def test_a_lost_reply_to_the_commit_is_looked_up(severed, key, fault):
     wait_until(lambda: jobs.runs["after " + key] == 1)
 
 
+@one_broker
 def test_a_commit_on_its_way_cannot_be_interrupted(severed, key):
     """Its time limit passes while the commit is held up; had it been torn, the effect would be there and the job tried again."""
     system, wire = severed
@@ -321,6 +328,7 @@ def test_a_commit_on_its_way_cannot_be_interrupted(severed, key):
     assert system.counters().get("leases_lost", 0) == 0
 
 
+@one_broker
 def test_a_client_that_vanishes_before_the_commit_does_not_keep_the_row(severed, key):
     """The server gives its transaction up by itself; with the row locked neither heartbeat nor rescue could do anything."""
     system, wire = severed
@@ -353,6 +361,7 @@ def wait_until_nothing_is_pushed(system: System) -> None:
         wait_until(lambda: channel.queue_declare(queue, passive=True).method.consumer_count == 0, 30)
 
 
+@one_broker
 def test_a_worker_paused_beyond_its_lease_commits_nothing(workers, key):
     system, start = workers
     message = system.jobs.charges_slowly.send(key)
@@ -374,6 +383,7 @@ def test_a_worker_paused_beyond_its_lease_commits_nothing(workers, key):
     assert system.job(message) == job
 
 
+@one_broker
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_worker_killed_around_the_commit(workers, key, moment):
     system, start = workers

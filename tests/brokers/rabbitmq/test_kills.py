@@ -232,3 +232,22 @@ def _accepted(sender: RabbitmqSender, batch: list[Outgoing]) -> bool:
         return sender.publish(batch) == []
     except TransportDown:
         return False
+
+
+def test_epochs_are_kept_over_a_crash_and_lost_with_the_vhost(ends: Ends, server: PrivateRabbit) -> None:
+    inspector = ends.transport.inspector()
+    first = inspector.epoch("a", None)
+    server.kill()
+    with pytest.raises(TransportDown):
+        inspector.epoch("a", first)
+    server.start()
+
+    assert inspector.epoch("a", first) == first
+
+    server.ctl("delete_vhost", "/")
+    server.ctl("add_vhost", "/")
+    server.ctl("set_permissions", "-p", "/", "guest", ".*", ".*", ".*")
+    second = inspector.epoch("a", first)
+    assert second != first
+    assert inspector.epoch("a", second) == second
+    inspector.close()
