@@ -19,6 +19,8 @@ def test_a_connection_that_goes_with_its_channel_is_not_forgiven(rabbit_settings
         with pytest.raises(TransportDown, match="404"):
             link.turn_until(lambda: False, "the channel is closed")
         link._wire.cut()
+        link._wind_up(10.0)
+        assert link._wire.is_closed
 
         with pytest.raises(TransportDown):
             link.renew_channel()
