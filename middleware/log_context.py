@@ -16,7 +16,7 @@ from structlog.types import EventDict, WrappedLogger
 
 from middleware.current_job import find_current_job
 
-#: Libraries that report every step of every connection at INFO.
+#: Libraries that report every step of every connection, and a lost one at five places with stack traces: what matters of it, we say.
 _CHATTY: Final = ("pika",)
 
 
@@ -61,7 +61,7 @@ def configure_logging(level: str, style: Literal["console", "json"]) -> None:
     for name in ("dramatiq.worker.WorkerThread", "dramatiq.worker.ConsumerThread"):
         logging.getLogger(name).addFilter(WithoutPayloads())
     for name in _CHATTY:
-        logging.getLogger(name).setLevel(max(root.level, logging.WARNING))
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def configure_structlog() -> None:
