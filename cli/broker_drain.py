@@ -5,8 +5,9 @@
     3. the pending rows published to OLD are moved and published to NEW, here and by every keeper at once
     4. it ends when OLD holds nothing that matters: no pending row was last published there, for some seconds on end
 
-Stopping it at any instant loses nothing: rows that were moved and not published are found by the keepers, the rest is moved by them or by
-the next run. What remains in OLD are triggers of jobs that run, or ran, by way of NEW; whoever fetches one finds that the claim refuses it.
+Stopping it at any instant loses nothing, and it says how to go on: rows that were moved and not published are found by the keepers, the
+rest is moved by them or by the next run. What remains in OLD are triggers of jobs that run, or ran, by way of NEW; whoever fetches one
+finds that the claim refuses it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from brokers import make_transport
 from brokers.transport import Sender, Transport, TransportDown
-from cli.signals import Signals
+from cli.signals import Signals, Stopped
 from errors import SwitchyardError
 from ledger import brokers, routes, write
 from ledger.database import BoundedConnection, Database
@@ -60,6 +61,8 @@ class Drain:
         self._console = console
         self._transports: dict[str, Transport] = {}
         self._senders: dict[str, Sender] = {}
+        # Whether the routes are changed.
+        self._decided = False
         self._database = Database(settings.database_url.get_secret_value(), pgbouncer=settings.pgbouncer)
 
     def run(self) -> None:
@@ -69,15 +72,27 @@ class Drain:
             with connection, Signals() as signals:
                 self._check_new()
                 decided = self._decide(connection)
+                self._decided = True
                 for name in decided:
                     self._console.print(f"{name} goes to {self._new} from now on", markup=False)
                 self._move_all(connection, signals)
+        except Stopped:
+            self._console.print(self._how_to_go_on(), markup=False)
+            raise
         finally:
             for sender in self._senders.values():
                 sender.close()
             for transport in self._transports.values():
                 transport.close()
             self._database.close()
+
+    def _how_to_go_on(self) -> str:
+        if not self._decided:
+            return "stopped; the routes were not changed"
+        return (
+            f"stopped; no job is lost: the routes lead to {self._new}, and the keepers of running workers go on moving what is at "
+            f"{self._old}. Run the command again to move the rest from here, or drain {self._new} back"
+        )
 
     def _check_new(self) -> None:
         try:

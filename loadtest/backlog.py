@@ -106,7 +106,8 @@ class Backlog:
             # A server that gets a million at once may be late with its confirms: what is not confirmed goes again, as by the relay.
             left = self._publish(sender, left)
             self.copies += len(left)
-            self._check(began, "the triggers are not published")
+            if left:
+                self._check(began, "the triggers are not published")
         sender.close()
         if self._depth() < self.jobs:
             raise LoadtestFailed(f"{self._depth()} of {self.jobs} triggers are published")

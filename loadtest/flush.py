@@ -4,9 +4,9 @@
     python -m loadtest.flush rabbitmq     the virtual host removed with all its queues, and made anew
 
 Postgres and the broker are servers of the run's own. A worker with default settings has all its threads occupied, N jobs wait, then the
-broker is wiped. From then until every waiting row was published again, counted by a trigger of the database's that Switchyard knows not of;
-then the threads are let go, and everything has to complete: each job once, by a file that the actors append to. Exit code 1 otherwise, or
-when it took longer than --within.
+broker is wiped. From the end of that until every waiting row was published again, counted by a trigger of the database's that Switchyard
+knows nothing of; then the threads are let go, and everything has to complete: each job once, by a file that the actors append to. Exit code
+1 otherwise, or when it took longer than --within.
 """
 
 from __future__ import annotations
@@ -87,6 +87,8 @@ def measure(place: Stand, servers: PrivateServers, directory: Path, options: arg
 
             began = monotonic()
             _wipe(place, servers)
+            wiped = monotonic() - began
+            began = monotonic()
             _until(
                 lambda: (found := place.query(_PUBLISHED))[0] == options.jobs and found[1] - before >= options.jobs,
                 "all is published again", worker, options.timeout,
@@ -104,6 +106,7 @@ def measure(place: Stand, servers: PrivateServers, directory: Path, options: arg
     if complaints:
         raise LoadtestFailed(f"executions: { {what: len(ids) for what, ids in complaints.items()} }")
     return {
+        "the wipe itself, s": wiped,
         "published again after, s": back,
         "published again, times": (after - before) / options.jobs,
         "completed after, s": ended,

@@ -124,6 +124,7 @@ class WorkerProcesses:
     def __init__(self, process: subprocess.Popen[bytes], log: IO[str]) -> None:
         self._process = process
         self._log = log
+        self._terminated = False
 
     def check(self) -> None:
         """Raises: LoadtestFailed: the command has ended."""
@@ -150,13 +151,14 @@ class WorkerProcesses:
         return found / 2**20
 
     def terminate(self) -> None:
-        """SIGTERM, as a supervisor sends it; returns at once."""
-        self._process.send_signal(signal.SIGTERM)
+        """SIGTERM, as a supervisor sends it: once, since a second one would end the grace of what runs. Returns at once."""
+        if not self._terminated:
+            self._terminated = True
+            self._process.send_signal(signal.SIGTERM)
 
     def stop(self) -> None:
         """SIGTERM, and wait. Raises: LoadtestFailed: it does not leave, or with an error."""
-        if self._process.poll() is None:
-            self.terminate()
+        self.terminate()
         try:
             code = self._process.wait(LEAVE_TIMEOUT)
         except subprocess.TimeoutExpired:

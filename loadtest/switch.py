@@ -121,7 +121,7 @@ class Switching:
         self._until(lambda: self._place.query(_DECLARED, target) == (0,), f"nobody declares {target} any more")
         go = str(self._directory / f"go{number}")
         held = self._send([self._jobs.held.message(str(self.executions), go) for _ in range(options.running)])
-        self._until(lambda: sum(started(self.executions)[id_] for id_ in held) == options.running, "all held jobs run")
+        self._until(lambda: started(self.executions).keys() >= set(held), "all held jobs run")
         self._send([self._jobs.brief.message(str(self.executions)) for _ in range(options.pending)])
         self._send(
             [

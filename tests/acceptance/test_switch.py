@@ -8,6 +8,7 @@ import pytest
 
 from tests.acceptance.jobs import TABLE, declare
 from tests.conformance.system import System
+from tests.rig.rabbitmq import PrivateRabbit
 from tests.rig.redis import PrivateRedis
 from tests.rig.waiting import wait_until
 from tests.rig.workers import Workers
@@ -103,18 +104,20 @@ def test_a_switch_there_and_back_while_jobs_flow_loses_none_and_runs_none_twice(
     assert ran == [(total, total)], running
 
 
-def test_what_waits_in_a_broker_that_is_dead_runs_by_way_of_the_new_one(everywhere, fleets):
-    server = PrivateRedis()
+@pytest.mark.parametrize("kind", [PrivateRedis, PrivateRabbit])
+def test_what_waits_in_a_broker_that_is_dead_runs_by_way_of_the_new_one(everywhere, fleets, kind):
+    server = kind()
     server.start()
-    dead = type(everywhere("redis").redis_url)(server.url)
-    system = System(everywhere("redis", redis_url=dead), declare)
+    old, variable = server.name, f"{server.name}_url"
+    dead = {variable: type(everywhere(old).redis_url)(server.url)}
+    system = System(everywhere(old, **dead), declare)
     try:
         system.database.run(lambda connection: connection.execute(TABLE))
         for number in range(100):
             system.jobs.traced.send_with_options(delay=500 if number % 4 == 0 else None)
         server.kill()
 
-        fleets(everywhere("postgres", redis_url=dead))
+        fleets(everywhere("postgres", **dead))
         system.jobs.traced.send()
 
         wait_until(lambda: states(system) == {"completed": 101}, 60, lambda: f"all run: {states(system)}")

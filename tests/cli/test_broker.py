@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 
 import pytest
 from rich.console import Console
 
 from cli.broker_drain import Drain, DrainRefused
 from cli.broker_status import run_status
+from cli.signals import Stopped
 from ledger import routes
 from ledger.routes import EVERY_QUEUE
 from tests.acceptance.jobs import declare
 from tests.conformance.system import System
+from tests.rig.redis import PrivateRedis
 from tests.rig.waiting import wait_until
 
 
@@ -61,6 +64,107 @@ def test_a_drain_to_a_broker_that_does_not_answer_changes_nothing(system, consol
 
     assert found_routes(system) == {}
     assert brokers_of_rows(system) == {"redis": 1}
+
+
+@pytest.fixture
+def private_redis():
+    """A Redis that the test may kill."""
+    server = PrivateRedis()
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def on_postgres(settings, private_redis):
+    """A system of the Postgres broker with 50 jobs that wait, not started, whose Redis the test may kill."""
+    url = type(settings.redis_url)(private_redis.url)
+    system = System(settings.model_copy(update={"broker": "postgres", "redis_url": url}), declare)
+    for number in range(50):
+        system.jobs.quick.send(number)
+    yield system
+    system.close()
+
+
+@pytest.fixture
+def at_each_chunk(monkeypatch):
+    """Rows are moved by ten, and the function that is set here is called with a chunk's number, once it is moved and not yet published."""
+    real, calls, hooks = routes.move_pending, [], []
+
+    def move(*arguments, **options):
+        moved = real(*arguments, **options, limit=10)
+        calls.append(moved)
+        for hook in hooks:
+            hook(len(calls))
+        return moved
+
+    monkeypatch.setattr(routes, "move_pending", move)
+    return hooks
+
+
+def states(system):
+    return dict(system.rows("SELECT state, count(*) FROM switchyard.job GROUP BY state"))
+
+
+def attempts(system):
+    return system.rows("SELECT DISTINCT attempt FROM switchyard.job")
+
+
+def test_ctrl_c_in_the_middle_of_a_drain_loses_nothing_and_running_it_again_completes_it(on_postgres, console, at_each_chunk):
+    system, settings = on_postgres, on_postgres.settings
+    at_each_chunk.append(lambda number: signal.raise_signal(signal.SIGINT) if number == 2 else None)
+
+    with pytest.raises(Stopped):
+        Drain(settings, "postgres", "redis", None, console).run()
+
+    assert brokers_of_rows(system) == {"postgres": 30, "redis": 20}
+    # What was moved is published as well: the signal waited for that.
+    assert system.broker.transport("redis").depth(["default"]) == {"default": 20}
+    said = " ".join(console.file.getvalue().split())
+    assert "no job is lost" in said
+    assert "Run the command again" in said
+
+    at_each_chunk.clear()
+    Drain(settings, "postgres", "redis", None, console).run()
+    assert brokers_of_rows(system) == {"redis": 50}
+    assert system.broker.transport("redis").depth(["default"]) == {"default": 50}
+    system.start()
+    wait_until(lambda: states(system) == {"completed": 50}, 60, lambda: str(states(system)))
+    assert attempts(system) == [(1,)]
+
+
+def test_ctrl_c_before_a_drain_has_decided_anything_says_so(on_postgres, console, monkeypatch):
+    monkeypatch.setattr(routes, "routes", lambda connection: signal.raise_signal(signal.SIGINT))
+
+    with pytest.raises(Stopped):
+        Drain(on_postgres.settings, "postgres", "redis", None, console).run()
+
+    monkeypatch.undo()
+    assert "the routes were not changed" in console.file.getvalue()
+    assert found_routes(on_postgres) == {}
+
+
+def test_a_new_broker_that_dies_in_the_middle_of_a_drain_loses_nothing(on_postgres, private_redis, console, at_each_chunk):
+    system, settings = on_postgres, on_postgres.settings
+    at_each_chunk.append(lambda number: private_redis.kill() if number == 3 else None)
+
+    with pytest.raises(
+        DrainRefused, match=r"redis stopped answering .* no job is lost.* Run the command again once redis answers"
+    ):
+        Drain(settings, "postgres", "redis", None, console).run()
+
+    assert brokers_of_rows(system) == {"postgres": 20, "redis": 30}
+    # Those of the third chunk are due, whoever can reach Redis first.
+    assert system.rows("SELECT count(*) FROM switchyard.job WHERE broker = 'redis' AND publish_count < 0") == [(10,)]
+
+    at_each_chunk.clear()
+    # It comes back empty.
+    private_redis.start()
+    Drain(settings, "postgres", "redis", None, console).run()
+    assert brokers_of_rows(system) == {"redis": 50}
+    system.start()
+    wait_until(lambda: states(system) == {"completed": 50}, 120, lambda: str(states(system)))
+    assert attempts(system) == [(1,)]
 
 
 def test_one_queue_alone_can_be_drained(system, console):
