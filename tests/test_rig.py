@@ -53,7 +53,7 @@ def test_no_way_at_all_is_a_failure_that_says_every_reason_and_what_to_do():
 @pytest.mark.parametrize(
     ("test", "unit"),
     [
-        ("tests/acceptance/test_demo.py::test_every_file_is_there[redis]", "acceptance"),
+        ("tests/acceptance/test_demo.py::test_every_file_is_there[redis]", "acceptance demo"),
         ("tests/conformance/test_sending.py::test_a_send[rabbitmq]", "conformance rabbitmq"),
         ("tests/conformance/test_enlist.py::test_a_send[redis-before-Session/psycopg]", "conformance redis"),
         ("tests/conformance/test_enlist.py::test_a_send[before-postgres]", "conformance postgres"),
@@ -61,7 +61,9 @@ def test_no_way_at_all_is_a_failure_that_says_every_reason_and_what_to_do():
         ("tests/test_rig.py::test_this", "tests"),
     ],
 )
-def test_a_folder_runs_in_one_process_and_each_broker_of_the_conformance_suite_in_one(test: str, unit: str):
+def test_a_folder_runs_in_one_process_and_so_does_each_acceptance_file_and_each_broker_of_the_conformance_suite(
+    test: str, unit: str
+):
     assert unit_of(test) == unit
 
 

@@ -1,10 +1,11 @@
 """Which tests may run at the same time, in two or more pytest processes that pytest-xdist starts (``pytest -n 3``).
 
-A unit is a folder of tests; the conformance suite is one unit per broker. A unit's tests run in one process and in their order,
-so that what they share is made once and a failure that depends on the order comes back; a process that has nothing left takes the
-next unit. The longest units come first, so that the processes end at about the same time. Most tests wait, for leases, servers and
-processes, more than they compute: three pytest processes fill two processors. Every process has servers of its own. A process that
-crashes is a failure of the test it was at, and another takes its place.
+A unit is a folder of tests; the conformance suite is one unit per broker, and the acceptance tests, which take longest and share nothing
+but servers, are one per file. A unit's tests run in one process and in their order, so that what they share is made once and a failure
+that depends on the order comes back; a process that has nothing left takes the next unit. The longest units come first, so that the
+processes end at about the same time. Most tests wait, for leases, servers and processes, more than they compute: three pytest processes
+fill two processors. Every process has servers of its own. A process that crashes is a failure of the test it was at, and another takes
+its place.
 """
 
 from __future__ import annotations
@@ -19,17 +20,22 @@ if TYPE_CHECKING:
     from xdist.scheduler import LoadScopeScheduling
     from xdist.workermanage import WorkerController
 
-_FOLDER = re.compile(r"tests/(\w+)/")
+_FOLDER = re.compile(r"tests/(\w+)/(?:test_(\w+)\.py)?")
 _BROKER = re.compile(r"\[(?:.*-)?(postgres|redis|rabbitmq)\b")
 
 #: The units that take longest, in the order in which they are begun; the others follow in the order of their names.
-_LONGEST = ("acceptance", "faults", "brokers", "conformance rabbitmq", "conformance redis", "conformance postgres", "actors")
+_LONGEST = (
+    "faults", "acceptance demo", "acceptance processes", "acceptance supervisor", "brokers", "acceptance outages", "acceptance watchdog",
+    "conformance redis", "conformance rabbitmq", "conformance postgres", "acceptance switch", "acceptance senders", "actors",
+)  # fmt: skip
 
 
 def unit_of(nodeid: str) -> str:
-    """The unit that a test belongs to: "acceptance", "conformance redis"; "tests" for what lies in no folder below ``tests``."""
+    """The unit that a test belongs to: "ledger", "conformance redis", "acceptance demo"; "tests" for what lies in no folder of its own."""
     folder = _FOLDER.match(nodeid)
     unit = folder[1] if folder else "tests"
+    if folder and unit == "acceptance":
+        return f"{unit} {folder[2]}"
     broker = _BROKER.search(nodeid) if unit == "conformance" else None
     return f"{unit} {broker[1]}" if broker else unit
 
