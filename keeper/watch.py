@@ -95,13 +95,14 @@ class Watch:
         if monotonic() < self._retry_at:
             return 0, False
         broker = self._transport.name
-        now = sent.watch(connection, broker, self._name, MISSED * self._settings.sweep + 1.0)
-        if now is None:
+        watching = sent.watch(connection, broker, self._name, MISSED * self._settings.sweep + 1.0)
+        if watching is None:
             self._forget()
             self._inspector.close()
             return 0, False
+        now, known = watching
         try:
-            due, more = self._epochs(connection, queues, routed)
+            due, more = self._epochs(connection, known, queues, routed)
             if not more:
                 due += self._triggers(connection, now)
         except TransportDown as error:
@@ -126,9 +127,10 @@ class Watch:
         """Close the connection to the broker."""
         self._inspector.close()
 
-    def _epochs(self, connection: BoundedConnection, queues: Iterable[str], routed: Callable[[str], bool]) -> tuple[int, bool]:
+    def _epochs(
+        self, connection: BoundedConnection, known: dict[str, sent.Epoch], queues: Iterable[str], routed: Callable[[str], bool]
+    ) -> tuple[int, bool]:
         broker = self._transport.name
-        known = sent.epochs(connection, broker)
         for queue in self._queues(connection, queues, routed):
             before = known[queue].value if queue in known else None
             value = self._inspector.epoch(queue, before)

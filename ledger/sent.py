@@ -38,10 +38,14 @@ class Epoch:
     lost_before: float | None
 
 
-def watch(connection: Conn, broker: str, keeper: str, seconds: float) -> float | None:
-    """Be the one keeper that looks for lost triggers in a broker for the next seconds. Returns the time; None: another one is."""
-    row = connection.execute(SQL["watch"], {"broker": broker, "keeper": keeper, "seconds": seconds}).fetchone()
-    return None if row is None else row[0]
+def watch(connection: Conn, broker: str, keeper: str, seconds: float) -> tuple[float, dict[str, Epoch]] | None:
+    """Be the one keeper that looks for lost triggers in a broker for the next seconds.
+
+    Returns:
+        the time, and what ``epochs`` would say; None: another keeper looks.
+    """
+    rows = connection.execute(SQL["watch"], {"broker": broker, "keeper": keeper, "seconds": seconds}).fetchall()
+    return (rows[0][0], {row[1]: Epoch(row[2], row[3]) for row in rows if row[1] is not None}) if rows else None
 
 
 def consumed_queues(connection: Conn) -> set[str]:

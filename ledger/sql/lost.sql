@@ -3,12 +3,18 @@
 -- name: watch
 -- Look for lost triggers in a broker for the next seconds, unless another keeper does. It is only about saving work: two that look
 -- at once find the same, and the row's own state decides who makes it due. A keeper that dies is replaced when its time is over.
-INSERT INTO switchyard.watch AS w (broker, keeper, until)
-VALUES (%(broker)s, %(keeper)s, clock_timestamp() + make_interval(secs => %(seconds)s))
-ON CONFLICT (broker) DO UPDATE
-SET keeper = excluded.keeper, until = excluded.until
-WHERE w.keeper = excluded.keeper OR w.until < clock_timestamp()
-RETURNING extract(epoch FROM clock_timestamp())::float8 AS now;
+-- With the time comes what is known of the broker's epochs, a row each (null where there are none), since each sweep needs both.
+WITH watching AS (
+    INSERT INTO switchyard.watch AS w (broker, keeper, until)
+    VALUES (%(broker)s, %(keeper)s, clock_timestamp() + make_interval(secs => %(seconds)s))
+    ON CONFLICT (broker) DO UPDATE
+    SET keeper = excluded.keeper, until = excluded.until
+    WHERE w.keeper = excluded.keeper OR w.until < clock_timestamp()
+    RETURNING w.broker, extract(epoch FROM clock_timestamp())::float8 AS now
+)
+SELECT w.now, e.queue, e.value, extract(epoch FROM e.lost_before)::float8 AS lost_before
+FROM watching AS w
+LEFT JOIN switchyard.epoch AS e ON e.broker = w.broker;
 
 -- name: consumed_queues
 -- The queues of living workers.

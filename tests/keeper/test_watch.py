@@ -10,6 +10,7 @@ from brokers.transport import TransportDown, band
 from keeper import watch as module
 from keeper.watch import Watch
 from ledger import sent, write
+from ledger.sql import SQL
 from settings import load
 from tests.ledger.factory import add, claim, fetch, row
 
@@ -255,6 +256,28 @@ def test_no_statement_goes_over_a_backlog_to_find_out_who_wants_a_mark(ledger, w
     assert [after for after, _ in asked[1:]] == [upto for _, upto in asked[:-1]]
     assert [mark.queue for mark in inspector.marked].count("old") == 3
     assert [mark.queue for mark in inspector.marked].count("half a lease old") == 1
+
+
+class Counting:
+    """A connection that notes what it executes."""
+
+    def __init__(self, connection):
+        self.connection = connection
+        self.executed = []
+
+    def execute(self, statement, *arguments):
+        self.executed.append(statement)
+        return self.connection.execute(statement, *arguments)
+
+
+def test_a_sweep_with_nothing_to_do_costs_a_watch_two_statements(ledger, watch):
+    connection = Counting(ledger)
+    watch.turn(connection, [])
+    connection.executed.clear()
+
+    assert watch.turn(connection, []) == (0, False)
+
+    assert connection.executed == [SQL["watch"], SQL["sent_rows"]]
 
 
 def test_the_last_mark_of_a_queue_and_band_is_known_and_one_from_the_future_is_taken_for_now(ledger):
