@@ -6,8 +6,9 @@ may raise: the loop says so, goes on with the others, and comes back to it when 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from brokers.transport import Transport
@@ -58,6 +59,8 @@ class Seen(NamedTuple):
     unknown: bool = False
     #: Something waits in the Postgres broker.
     waiting: bool = False
+    #: The broker of each queue that has a route.
+    routes: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(slots=True)

@@ -30,15 +30,15 @@ LONGEST: Final = 30.0
 
 
 def sweep(connection: BoundedConnection, keeping: Keeping) -> float | None:
-    """The duty: learn the routes; move what lies elsewhere; have the fetchers follow."""
+    """The duty: learn the routes that the sweep's look saw; move what lies elsewhere; have the fetchers follow."""
     broker, now = keeping.broker, monotonic()
-    found = routes.routes(connection)
-    changed = broker.routes.learn(found)
+    found = keeping.seen.routes
+    changed = broker.routes.take(found)
     if changed:
         keeping.strays_missed = 0
     elif now < keeping.strays_at:
         return None
-    if not any(route.queue == EVERY_QUEUE for route in found):
+    if EVERY_QUEUE not in found:
         # No worker has declared anything, so nothing can be elsewhere.
         return None
     strays = [place for place in routes.pending_places(connection) if broker.routes.of(place.queue) != place.broker]

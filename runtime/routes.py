@@ -48,9 +48,12 @@ class Routes:
 
     def learn(self, routes: Iterable[Route]) -> bool:
         """Take over what the ledger says. Returns whether anything changed."""
-        found = {route.queue: route.broker for route in routes}
+        return self.take({route.queue: route.broker for route in routes})
+
+    def take(self, found: Mapping[str, str]) -> bool:
+        """The same, of routes as queue and broker."""
         # As long as no worker has declared anything: this process's own word, but for what an operator decided.
-        view = _split(found if EVERY_QUEUE in found else self.declared | found)
+        view = _split(found if EVERY_QUEUE in found else {**self.declared, **found})
         before, self._view = self._view, view
         self.seen_at = monotonic()
         return before != view

@@ -70,7 +70,9 @@ SELECT
         SELECT 1 FROM switchyard.job WHERE expires_at < clock_timestamp() AND state IN ('scheduled', 'pending', 'retrying')
     ) AS expired,
     EXISTS (SELECT 1 FROM switchyard.job WHERE wait_reason = 'unknown_actor') AS unknown,
-    EXISTS (SELECT 1 FROM switchyard.job WHERE state = 'pending' AND broker = 'postgres') AS waiting;
+    EXISTS (SELECT 1 FROM switchyard.job WHERE state = 'pending' AND broker = 'postgres') AS waiting,
+    -- What the search for strays needs to know at every sweep.
+    (SELECT coalesce(json_object_agg(queue, broker), '{}') FROM switchyard.route) AS routes;
 
 -- name: expired_workers
 -- Worker processes with claims past their lease, and whether the process is alive all the same (it gave up single jobs).

@@ -16,6 +16,11 @@ from tests.rig.waiting import wait_until
 
 #: How long it is watched, in seconds: three sweeps.
 WATCHED = 15.5
+#: Statements of the duties that are due once a minute, and at the start: some ten in all.
+ONCE_A_MINUTE = {
+    "until_next_sample", "take_duty", "sample", "forget_samples", "forget_activity", "leave_duty", "prune", "forget_workers",
+    "forget_declarations",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -45,6 +50,6 @@ def test_a_system_at_rest_costs_a_keeper_two_statements_a_second(node, statement
     seen = list(executed)
     keeper.stop()
 
-    # Once a minute come a few more, which may fall into these seconds.
-    assert len(seen) <= 2 * WATCHED + 10, seen
+    # What comes once a minute may fall into these seconds, or not.
+    assert len([name for name in seen if name not in ONCE_A_MINUTE]) <= 1.9 * WATCHED, seen
     assert seen.count("look") >= 1

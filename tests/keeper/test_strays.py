@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from keeper import strays
+from keeper import look, strays
 from keeper.duty import Keeping
 from ledger import routes
 from ledger.routes import Place
@@ -22,6 +22,11 @@ def route(ledger, declared):
     routes.settle(ledger, settled=False)
 
 
+def sweep(ledger, keeping):
+    look.sweep(ledger, keeping)
+    strays.sweep(ledger, keeping)
+
+
 def test_strays_are_published_at_the_route_once_and_the_fetchers_follow(ledger, keeping, monkeypatch):
     monkeypatch.setattr(strays, "CHUNK", 2)
     monkeypatch.setattr(routes, "CHUNK", 2)
@@ -29,9 +34,9 @@ def test_strays_are_published_at_the_route_once_and_the_fetchers_follow(ledger, 
     ids = [add(ledger, broker="redis", grace=30.0) for _ in range(5)] + [add(ledger)]
     route(ledger, {"*": "rabbitmq"})
 
-    strays.sweep(ledger, keeping)
+    sweep(ledger, keeping)
     keeping.strays_at = 0.0
-    strays.sweep(ledger, keeping)
+    sweep(ledger, keeping)
 
     assert sorted(keeping.broker.publisher.offered) == ids
     assert {fetch(ledger, id_, "broker") for id_ in [stay, *ids]} == {"rabbitmq"}
@@ -44,7 +49,7 @@ def test_while_the_new_broker_is_down_they_stay_and_are_fetched_from_the_old_one
     route(ledger, {"*": "rabbitmq"})
     monkeypatch.setattr(keeping.broker.publisher, "is_open", lambda broker: broker == "rabbitmq")
 
-    strays.sweep(ledger, keeping)
+    sweep(ledger, keeping)
 
     assert fetch(ledger, id_, "broker") == "redis"
     assert keeping.broker.followed == [[Place("redis", "default")]]
@@ -53,19 +58,19 @@ def test_while_the_new_broker_is_down_they_stay_and_are_fetched_from_the_old_one
 def test_nothing_moves_before_a_worker_has_declared_anything(ledger, keeping):
     id_ = add(ledger, broker="redis", grace=30.0)
 
-    strays.sweep(ledger, keeping)
+    sweep(ledger, keeping)
 
     assert fetch(ledger, id_, "broker") == "redis"
 
 
 def test_looks_become_rarer_while_they_find_nothing_and_a_new_route_is_looked_into_at_once(ledger, keeping):
     route(ledger, {"*": "redis"})
-    strays.sweep(ledger, keeping)
-    strays.sweep(ledger, keeping)
+    sweep(ledger, keeping)
+    sweep(ledger, keeping)
     assert len(keeping.broker.followed) == 1
     id_ = add(ledger, broker="redis", grace=30.0)
 
     route(ledger, {"*": "rabbitmq"})
-    strays.sweep(ledger, keeping)
+    sweep(ledger, keeping)
 
     assert fetch(ledger, id_, "broker") == "rabbitmq"

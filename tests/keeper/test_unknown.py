@@ -143,13 +143,13 @@ def test_an_actor_that_nobody_knows_is_said_once_however_many_sweeps_find_jobs_o
 def test_the_look_finds_what_there_is_to_do(ledger, node, beat, strangers):
     keeping = Keeping(node, Broker())
     look.sweep(ledger, keeping)
-    assert keeping.seen == (False, False, False, True)
+    assert keeping.seen[:4] == (False, False, False, True)
 
     beat("one", ["work"])
     strangers()
     look.sweep(ledger, keeping)
-    assert keeping.seen == (False, False, True, True)
+    assert keeping.seen[:4] == (False, False, True, True)
 
     add(ledger, max_age=0.0)
     look.sweep(ledger, keeping)
-    assert keeping.seen == (False, True, True, True)
+    assert keeping.seen[:4] == (False, True, True, True)
