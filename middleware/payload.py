@@ -21,6 +21,7 @@ from errors import PayloadError
 
 #: Types whose values travel as JSON unchanged; an annotation made of these alone is checked.
 _JSON_TYPES: Final = (str, int, float, bool, type(None), list, dict)
+_BRANCHES: Final = frozenset(kind.__name__ for kind in _JSON_TYPES)
 
 
 class _Signature:
@@ -92,10 +93,19 @@ class _Signature:
         return "arguments"
 
     def _mistyped(self, name: str, error: ValidationError) -> PayloadError:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        path = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier())
-        message = first["msg"][0].lower() + first["msg"][1:]
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        # Of a union every branch complains; the one that got furthest is the one that was meant.
+        meant = _path(max((one["loc"] for one in found), key=lambda loc: len(_path(loc))))
+        message = " or ".join(
+            dict.fromkeys(one["msg"][0].lower() + one["msg"][1:] for one in found if _path(one["loc"]) == meant)
+        )
+        path = ".".join(map(str, meant))
         return PayloadError(self.actor_name, f"{name}.{path}" if path else name, message)
+
+
+def _path(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """The fields and positions of a location, without the branches of unions that pydantic puts among them: str, list[str]."""
+    return tuple(part for part in location if isinstance(part, int) or (part.isidentifier() and part not in _BRANCHES))
 
 
 def _adapter(annotation: Any) -> TypeAdapter[Any] | None:

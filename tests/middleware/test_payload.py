@@ -58,6 +58,20 @@ def test_what_does_not_fit_is_refused(annotation, value):
         send(annotation, value)
 
 
+@pytest.mark.parametrize(
+    ("annotation", "value", "reason"),
+    [
+        (str | list[str], 1, "field 'value': input should be a valid string or input should be a valid list"),
+        (str | list[str] | None, ["a", 1], r"field 'value\.1': input should be a valid string"),
+        (list[Line] | None, [{"sku": "x", "count": "2"}], r"field 'value\.0\.count': input should be a valid integer"),
+    ],
+    ids=["neither", "within-one", "typed-dict"],
+)
+def test_of_a_union_the_field_is_named_and_not_the_branch(annotation, value, reason):
+    with pytest.raises(PayloadError, match=f"{reason}$"):
+        send(annotation, value)
+
+
 def body_of(parameters: str) -> Any:
     """A function with these parameters."""
     namespace: dict[str, Any] = {}
