@@ -221,7 +221,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _sweep_within_lease(self) -> Settings:
         if self.sweep > self.lease:
-            raise ValueError("SWEEP: must not be longer than LEASE")
+            raise ValueError(f"SWEEP: {self.sweep:g} s must not be longer than LEASE, {self.lease:g} s")
         return self
 
     @property
@@ -295,12 +295,17 @@ def _queue_brokers(text: str) -> dict[str, str]:
     return found
 
 
+def check_queue(name: str) -> None:
+    """Raises: ValueError: no queue can have this name."""
+    if not _QUEUE.fullmatch(name):
+        raise ValueError(f"{name!r} is no name of a queue; write letters, digits, _, - and ., beginning with a letter or _")
+
+
 def _check_route(queue: str, broker: str) -> None:
     """Raises: ValueError: no queue can have this name, or no broker carries triggers under that one."""
     if queue == "*":
         raise ValueError("* is no queue; BROKER is the broker of every queue that is not named here")
-    if not _QUEUE.fullmatch(queue):
-        raise ValueError(f"{queue!r} is no name of a queue; write letters, digits, _, - and ., beginning with a letter or _")
+    check_queue(queue)
     if broker not in _CARRIERS:
         reason = "stub is for unit tests, and only as BROKER" if broker == "stub" else f"{broker!r} is unknown"
         raise ValueError(f"{queue}={broker}: {reason}; write {', '.join(_CARRIERS[:-1])} or {_CARRIERS[-1]}")

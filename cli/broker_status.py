@@ -78,7 +78,9 @@ def _table(uses: list[BrokerUse], depths: dict[str, Depth]) -> Table:
         "declare, consume: living workers"
     )
     for heading in ("broker", "carries", "waiting", "triggers", "oldest", "epoch", "declare", "consume"):
-        table.add_column(heading, justify="left" if heading in ("broker", "carries", "epoch") else "right")
+        # In a narrow terminal these two take several lines, and the others stay whole.
+        wraps = heading in ("carries", "epoch")
+        table.add_column(heading, justify="left" if wraps or heading == "broker" else "right", no_wrap=not wraps)
     for use in uses:
         table.add_row(
             use.name,

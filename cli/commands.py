@@ -26,7 +26,7 @@ from cli.up import run_up
 from errors import LedgerUnavailable, SettingsError, SwitchyardError
 from runtime.child import Options
 from runtime.process import REFUSED, spare_last_collections
-from settings import load
+from settings import check_queue, load
 
 P = ParamSpec("P")
 
@@ -108,7 +108,7 @@ def keeper() -> None:
 def demo() -> None:
     """Send a real job of every type through a whole stack, show them, check what they made.
 
-    Takes some ten seconds. The exit code is 0 if every job ended as it should and every file is there.
+    Takes ten seconds, or a minute on a busy machine. The exit code is 0 if every job ended as it should and every file is there.
     """
     console = Console()
     problems = run_demo(console)
@@ -142,6 +142,24 @@ def _size(context: click.Context, option: click.Parameter, value: str | None) ->
     return size
 
 
+def _queues(context: click.Context, option: click.Parameter, value: tuple[str, ...]) -> list[str]:
+    """The names in all the lists; a name that no queue can have is refused, for its jobs would be waited for in vain."""
+    names = [name.strip() for entry in value for name in entry.split(",") if name.strip()]
+    for name in names:
+        _queue(context, option, name)
+    return names
+
+
+def _queue(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """Check the name of one queue."""
+    if value is not None:
+        try:
+            check_queue(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+    return value
+
+
 def _processors() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -151,14 +169,21 @@ def _processors() -> int:
 @click.argument("modules", nargs=-1, metavar="[MODULE]...")
 @click.option("-p", "--processes", type=click.IntRange(1), help="How many. [default: one per processor]")
 @click.option("-t", "--threads", type=click.IntRange(1), default=8, show_default=True, help="Jobs that each runs at a time.")
-@click.option("-Q", "--queues", "queues", multiple=True, metavar="QUEUE[,QUEUE]...", help="Consume only these. [default: all]")
+@click.option(
+    "-Q",
+    "--queues",
+    multiple=True,
+    callback=_queues,
+    metavar="QUEUE[,QUEUE]...",
+    help="Consume only these. [default: all]",
+)
 @click.option("--max-jobs", type=click.IntRange(1), help="Replace a process after about so many jobs.")
 @click.option("--max-memory", callback=_size, metavar="SIZE", help="Replace a process that uses more, such as 512MB.")
 def worker(
     modules: tuple[str, ...],
     processes: int | None,
     threads: int,
-    queues: tuple[str, ...],
+    queues: list[str],
     max_jobs: int | None,
     max_memory: int | None,
 ) -> None:
@@ -177,7 +202,7 @@ def worker(
         channel=-1,
         modules=list(modules) or ["actors"],
         threads=threads,
-        queues=[name for entry in queues for name in entry.split(",") if name],
+        queues=queues,
         max_jobs=max_jobs,
         max_memory=max_memory,
     )
@@ -203,12 +228,12 @@ def status(as_json: bool) -> None:
 
 
 @broker.command(short_help="Move everything from one broker to another.")
-@click.argument("old", type=click.Choice(TRANSPORTS))
+@click.argument("old", type=click.Choice(TRANSPORTS), metavar="OLD")
 @click.option("--to", "new", type=click.Choice(TRANSPORTS), required=True, help="The broker to move to; it has to be running.")
-@click.option("--queue", metavar="NAME", help="Move this queue alone.")
+@click.option("--queue", callback=_queue, metavar="NAME", help="Move this queue alone.")
 @_reported
 def drain(old: str, new: str, queue: str | None) -> None:
-    """Have everything that goes to OLD go to another broker, at once, and move the jobs that wait there.
+    """Have everything that goes to OLD (postgres, redis or rabbitmq) go to another broker, at once, and move the jobs that wait there.
 
     Workers and senders follow within seconds, whatever their BROKER says, and OLD may be down. Ends when OLD holds nothing that
     matters. Ctrl-C loses nothing: run it again, or leave the rest to the workers.

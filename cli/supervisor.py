@@ -218,7 +218,7 @@ class Supervisor:
     def _say_once_complete(self) -> None:
         if not self._complete and all(slot.current is not None and slot.current.ready_at is not None for slot in self._slots):
             self._complete = True
-            _say(f"{len(self._slots)} processes of {self._options.threads} threads each are at work")
+            _say(f"at work: {_processes(len(self._slots))}, threads in each: {self._options.threads}")
 
     def _ended(self, slot: Slot, process: Process) -> None:
         process.close()
@@ -256,7 +256,7 @@ class Supervisor:
             self._kill_at = monotonic() + grace + BEYOND_GRACE
             if everyone:
                 what = f"running jobs may end within {grace:g} s" if self._told == 1 else "giving running jobs back"
-                _say(f"stopping {len(everyone)} processes, {what}")
+                _say(f"stopping {_processes(len(everyone))}, {what}")
         if self._kill_at is not None and monotonic() >= self._kill_at:
             self._kill_at = None
             for process in everyone:
@@ -274,6 +274,10 @@ def _lived(process: Process) -> float:
 
 def _after(delay: float) -> str:
     return f" in {delay:g} s" if delay else ""
+
+
+def _processes(number: int) -> str:
+    return f"{number} process" if number == 1 else f"{number} processes"
 
 
 def _explained(code: int) -> str:

@@ -116,7 +116,7 @@ def test_several_wrong_values_are_reported_together(monkeypatch: pytest.MonkeyPa
 def test_a_sweep_longer_than_the_lease_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SWEEP", "31")
 
-    with pytest.raises(SettingsError, match=r"^SWEEP: must not be longer than LEASE$"):
+    with pytest.raises(SettingsError, match=r"^SWEEP: 31 s must not be longer than LEASE, 30 s$"):
         load()
 
 

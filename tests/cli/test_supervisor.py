@@ -46,6 +46,7 @@ def test_sizes_are_read(text, size):
         (["--processes", "0"], "0 is not in the range"),
         (["--threads", "none"], "'none' is not a valid integer"),
         (["--max-jobs", "-1"], "-1 is not in the range"),
+        (["--queues", "mail,my queue"], "'my queue' is no name of a queue"),
     ],
 )
 def test_a_wrong_option_is_refused_by_name(words, reason):
