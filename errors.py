@@ -90,6 +90,19 @@ class LedgerUnavailable(SwitchyardError, MiddlewareError):
         self.reason = reason
         self.message = message
 
+    @property
+    def headline(self) -> str:
+        """What Postgres or libpq said, in one line: libpq goes on with advice about host and port, and with every address it tried."""
+        return self.reason.partition("\n")[0].removeprefix("connection failed: ").removeprefix("connection is bad: ")
+
+    def __str__(self) -> str:
+        if self.message is None:
+            return super().__str__()
+        return (
+            f"the ledger (Postgres) is not available: {self.headline}; whether job {self.message.message_id} is stored is unknown: "
+            "send the same message again, `broker.enqueue(error.message)`, it stays one job"
+        )
+
 
 class LedgerNotMigrated(LedgerUnavailable):
     """Postgres answers, but its ``switchyard`` schema is missing or older than this code."""
@@ -99,6 +112,9 @@ class LedgerNotMigrated(LedgerUnavailable):
         super().__init__(f"the database {state}, this code needs migration {wanted}; run `switchyard migrate`")
         self.found = found
         self.wanted = wanted
+
+    def __str__(self) -> str:
+        return self.args[0] if self.message is None else f"{self.args[0]}; job {self.message.message_id} is not stored"
 
 
 class LeaseLost(SwitchyardError):

@@ -129,7 +129,7 @@ class WorkerSide(Middleware):
             )
             node.start()
         except LedgerUnavailable as error:
-            process.refuse(str(error))
+            process.refuse(f"DATABASE_URL: {error.headline}")
         self._worker = worker
         worker.work_queue = cast("Any", node.queue)
         worker.consumers = SharedConsumers()

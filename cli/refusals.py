@@ -26,10 +26,8 @@ def database_refusal(error: LedgerUnavailable, settings: Settings) -> SettingsEr
 
     Postgres may speak another language than English; then its own words are shown as they are.
     """
-    # libpq goes on with advice about host and port, and with every address it tried.
-    said = error.reason.splitlines()[0].removeprefix("connection failed: ").removeprefix("connection is bad: ")
     source = "" if "database_url" in settings.model_fields_set else "it is not set, so the default was tried: "
-    return SettingsError("DATABASE_URL", source + _explained(said, settings))
+    return SettingsError("DATABASE_URL", source + _explained(error.headline, settings))
 
 
 def _explained(said: str, settings: Settings) -> str:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import dramatiq
 import psycopg
 import pytest
 from click.testing import CliRunner, Result
@@ -14,7 +15,7 @@ import migrations
 from cli import main
 from cli.commands import up
 from cli.refusals import database_refusal
-from errors import LedgerUnavailable
+from errors import LedgerNotMigrated, LedgerUnavailable
 from settings import load
 
 #: Nobody listens there.
@@ -186,3 +187,23 @@ def test_up_takes_several_modules():
     (option,) = [parameter for parameter in up.params if parameter.name == "actors"]
 
     assert option.multiple
+
+
+def test_a_drain_refuses_a_queue_that_cannot_exist():
+    result = run("broker", "drain", "redis", "--to", "postgres", "--queue", "my queue")
+
+    assert result.exit_code == 2
+    assert "'my queue' is no name of a queue" in result.stderr
+
+
+def test_a_send_that_failed_says_what_became_of_its_job():
+    message = dramatiq.Message(queue_name="default", actor_name="pay", args=(), kwargs={}, options={})
+
+    unknown = str(LedgerUnavailable("connection failed: refused\n\tIs the server running?", message=message))
+    refused = LedgerNotMigrated(None, "0003")
+    refused.message = message
+
+    assert unknown.startswith(
+        f"the ledger (Postgres) is not available: refused; whether job {message.message_id} is stored is unknown"
+    )
+    assert str(refused).endswith(f"run `switchyard migrate`; job {message.message_id} is not stored")
