@@ -1,7 +1,7 @@
 """The loop that runs the keeper's duties in a thread of every worker process.
 
 It relays, and sleeps until the next row is due, a second at the longest, or until a commit elsewhere made one due (``keeper.alarm``); in
-between the duties of ``keeper.duties`` get their turns. Idle, that is between one and two statements a second. Postgres away: it backs off
+between the duties of ``keeper.duties`` get their turns. Idle, that is a statement and a half a second. Postgres away: it backs off
 to two seconds and goes on when it is back.
 """
 

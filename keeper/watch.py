@@ -100,11 +100,12 @@ class Watch:
             self._forget()
             self._inspector.close()
             return 0, False
-        now, known = watching
         try:
-            due, more = self._epochs(connection, known, queues, routed)
-            if not more:
-                due += self._triggers(connection, now)
+            due, more = self._epochs(connection, watching, filter(routed, watching.queues.union(queues)))
+            if not watching.sent:
+                self._rest(watching.now)
+            elif not more:
+                due += self._triggers(connection, watching.now)
         except TransportDown as error:
             self._outage.failed(error)
             self._retry_at = monotonic() + self._pause
@@ -127,11 +128,9 @@ class Watch:
         """Close the connection to the broker."""
         self._inspector.close()
 
-    def _epochs(
-        self, connection: BoundedConnection, known: dict[str, sent.Epoch], queues: Iterable[str], routed: Callable[[str], bool]
-    ) -> tuple[int, bool]:
-        broker = self._transport.name
-        for queue in self._queues(connection, queues, routed):
+    def _epochs(self, connection: BoundedConnection, watching: sent.Watching, queues: Iterable[str]) -> tuple[int, bool]:
+        broker, known = self._transport.name, watching.epochs
+        for queue in self._whose_turn(queues):
             before = known[queue].value if queue in known else None
             value = self._inspector.epoch(queue, before)
             if value != before and sent.change_epoch(connection, broker, queue, before, value):
@@ -144,14 +143,14 @@ class Watch:
                 return due, True
         return 0, False
 
-    def _queues(self, connection: BoundedConnection, declared: Iterable[str], routed: Callable[[str], bool]) -> list[str]:
+    def _whose_turn(self, queues: Iterable[str]) -> list[str]:
         """Whose epoch to ask for now."""
         if not self._transport.epoch_per_queue:
             return [""]
-        queues = sorted(filter(routed, sent.consumed_queues(connection) | set(declared)))
-        first = self._turn * QUEUES % max(1, len(queues))
-        self._turn = self._turn + 1 if first + QUEUES < len(queues) else 0
-        return list(islice(queues, first, first + QUEUES))
+        ordered = sorted(queues)
+        first = self._turn * QUEUES % max(1, len(ordered))
+        self._turn = self._turn + 1 if first + QUEUES < len(ordered) else 0
+        return list(islice(ordered, first, first + QUEUES))
 
     def _triggers(self, connection: BoundedConnection, now: float) -> int:
         """Look for those whose grace has just run out, and go on with the round. Returns how many rows became due."""
@@ -172,11 +171,19 @@ class Watch:
             )
             due += found
             if ended:
-                pause = max(ROUND_PAUSE * self._settings.lease, ROW_PAUSE * self._round.rows)
-                self._round, self._round_at = None, monotonic() + pause
+                self._end_round(self._round)
         if self._inspector.wants_marks:
             self._mark(connection, passed, now)
         return due
+
+    def _rest(self, now: float) -> None:
+        """Nothing is under way, so everything up to now has been looked for."""
+        self._fresh = Walk(now)
+        if self._round is not None:
+            self._end_round(self._round)
+
+    def _end_round(self, walk: Walk) -> None:
+        self._round, self._round_at = None, monotonic() + max(ROUND_PAUSE * self._settings.lease, ROW_PAUSE * walk.rows)
 
     def _walk(
         self,

@@ -38,19 +38,26 @@ class Epoch:
     lost_before: float | None
 
 
-def watch(connection: Conn, broker: str, keeper: str, seconds: float) -> tuple[float, dict[str, Epoch]] | None:
-    """Be the one keeper that looks for lost triggers in a broker for the next seconds.
+class Watching(NamedTuple):
+    """What the keeper that looks for lost triggers in a broker is told with each turn."""
 
-    Returns:
-        the time, and what ``epochs`` would say; None: another keeper looks.
-    """
+    #: The time, as a moment.
+    now: float
+    #: The queues of living workers.
+    queues: set[str]
+    #: Whether any row, of whatever broker, waits for a trigger that was sent.
+    sent: bool
+    #: What ``epochs`` would say.
+    epochs: dict[str, Epoch]
+
+
+def watch(connection: Conn, broker: str, keeper: str, seconds: float) -> Watching | None:
+    """Be the one keeper that looks for lost triggers in a broker for the next seconds. None: another one is."""
     rows = connection.execute(SQL["watch"], {"broker": broker, "keeper": keeper, "seconds": seconds}).fetchall()
-    return (rows[0][0], {row[1]: Epoch(row[2], row[3]) for row in rows if row[1] is not None}) if rows else None
-
-
-def consumed_queues(connection: Conn) -> set[str]:
-    """The queues of living workers."""
-    return {row[0] for row in connection.execute(SQL["consumed_queues"]).fetchall()}
+    if not rows:
+        return None
+    now, queues, on_their_way = rows[0][:3]
+    return Watching(now, set(queues), on_their_way, {row[3]: Epoch(row[4], row[5]) for row in rows if row[3] is not None})
 
 
 def epochs(connection: Conn, broker: str) -> dict[str, Epoch]:

@@ -3,7 +3,8 @@
 -- name: watch
 -- Look for lost triggers in a broker for the next seconds, unless another keeper does. It is only about saving work: two that look
 -- at once find the same, and the row's own state decides who makes it due. A keeper that dies is replaced when its time is over.
--- With the time comes what is known of the broker's epochs, a row each (null where there are none), since each sweep needs both.
+-- With it comes what each sweep needs: the time, the queues of living workers, whether any trigger is on its way at all (a probe of the
+-- index), and what is known of the broker's epochs, a row each (null where there are none).
 WITH watching AS (
     INSERT INTO switchyard.watch AS w (broker, keeper, until)
     VALUES (%(broker)s, %(keeper)s, clock_timestamp() + make_interval(secs => %(seconds)s))
@@ -12,16 +13,22 @@ WITH watching AS (
     WHERE w.keeper = excluded.keeper OR w.until < clock_timestamp()
     RETURNING w.broker, extract(epoch FROM clock_timestamp())::float8 AS now
 )
-SELECT w.now, e.queue, e.value, extract(epoch FROM e.lost_before)::float8 AS lost_before
+SELECT
+    w.now,
+    ARRAY(
+        SELECT DISTINCT q.queue
+        FROM switchyard.worker AS l
+        CROSS JOIN unnest(l.queues) AS q (queue)
+        WHERE l.beat_at > clock_timestamp() - make_interval(secs => l.lease_seconds)
+    ) AS queues,
+    EXISTS (
+        SELECT 1
+        FROM switchyard.job
+        WHERE (state = 'pending' AND publish_count > 0 AND NOT suspect AND wait_reason IS NULL)::int = 1 AND next_publish_at IS NOT NULL
+    ) AS sent,
+    e.queue, e.value, extract(epoch FROM e.lost_before)::float8 AS lost_before
 FROM watching AS w
 LEFT JOIN switchyard.epoch AS e ON e.broker = w.broker;
-
--- name: consumed_queues
--- The queues of living workers.
-SELECT DISTINCT q.queue
-FROM switchyard.worker AS w
-CROSS JOIN unnest(w.queues) AS q (queue)
-WHERE w.beat_at > clock_timestamp() - make_interval(secs => w.lease_seconds);
 
 -- name: known_epochs
 -- What the ledger knows of a broker's epochs, and since when triggers of an earlier one wait to be made due.

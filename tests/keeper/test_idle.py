@@ -38,7 +38,7 @@ def statements(monkeypatch):
     return seen
 
 
-def test_a_system_at_rest_costs_a_keeper_two_statements_a_second(node, statements):
+def test_a_system_at_rest_costs_a_keeper_less_than_two_statements_a_second(node, statements):
     keeper = Keeper(Broker())
     keeper.start(node)
     executed = statements[keeper._thread]
@@ -51,5 +51,5 @@ def test_a_system_at_rest_costs_a_keeper_two_statements_a_second(node, statement
     keeper.stop()
 
     # What comes once a minute may fall into these seconds, or not.
-    assert len([name for name in seen if name not in ONCE_A_MINUTE]) <= 1.9 * WATCHED, seen
+    assert len([name for name in seen if name not in ONCE_A_MINUTE]) <= 1.7 * WATCHED, seen
     assert seen.count("look") >= 1

@@ -13,6 +13,7 @@ from ledger import sent, write
 from ledger.sql import SQL
 from settings import load
 from tests.ledger.factory import add, claim, fetch, row
+from tests.rig.waiting import wait_until
 
 
 class Inspector:
@@ -270,14 +271,29 @@ class Counting:
         return self.connection.execute(statement, *arguments)
 
 
-def test_a_sweep_with_nothing_to_do_costs_a_watch_two_statements(ledger, watch):
+@pytest.mark.parametrize("wants_marks", [False, True])
+def test_a_sweep_with_nothing_to_do_costs_a_watch_one_statement(ledger, watch, inspector, wants_marks):
+    inspector.wants_marks = wants_marks
     connection = Counting(ledger)
     watch.turn(connection, [])
     connection.executed.clear()
 
     assert watch.turn(connection, []) == (0, False)
 
-    assert connection.executed == [SQL["watch"], SQL["sent_rows"]]
+    assert connection.executed == [SQL["watch"]]
+    assert watch.resting
+
+
+def test_what_is_sent_after_a_rest_is_looked_for_before_the_next_round(ledger, watch, inspector):
+    assert watch.turn(ledger, []) == (0, False)
+    id_ = add(ledger, broker="redis", grace=0.1)
+    over = "SELECT next_publish_at < clock_timestamp() FROM switchyard.job WHERE id = %s"
+    wait_until(lambda: ledger.execute(over, [id_]).fetchone() == (True,))
+
+    assert watch.turn(ledger, []) == (1, False)
+
+    assert inspector.asked == [id_]
+    assert watch.resting
 
 
 def test_the_last_mark_of_a_queue_and_band_is_known_and_one_from_the_future_is_taken_for_now(ledger):
