@@ -180,7 +180,7 @@ def test_a_worker_without_postgres_ends_with_one_clear_line(system, worker_proce
     assert "Traceback" not in worker.output()
     lines = [line for line in worker.output().splitlines() if line.startswith("switchyard: ")]
     assert len(lines) == 1
-    assert "Postgres" in lines[0]
+    assert lines[0].startswith("switchyard: DATABASE_URL: ")
 
 
 @pytest.mark.parametrize(

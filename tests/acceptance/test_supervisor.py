@@ -36,7 +36,7 @@ def registered(system):
 
 
 def up(system, worker, processes):
-    wait_until(lambda: f"{processes} processes of" in worker.output() or not worker.running, 60, worker.output)
+    wait_until(lambda: f"at work: {processes} process" in worker.output() or not worker.running, 60, worker.output)
     assert worker.running, worker.output()
     return registered(system)
 
