@@ -149,7 +149,7 @@ class Fetcher(ABC):
                 # It took nothing, so what it was to take still waits: the caller keeps its triggers and tries again.
                 raise
         claims = [Claim(job, token, requested, self._node.held.lease) for job in jobs]
-        self._node.held.accept(claims)
+        self._node.held.accept(claims, monotonic() - requested)
         self._node.queue.hand_over([ClaimedMessage(claim) for claim in claims])
         return jobs
 

@@ -5,7 +5,8 @@
 
 A claim is in exactly one of the three tables, and moving it is one ``dict.pop``: whoever pops it owns the move, so a claim can never
 be started and released at once. Room is what the process may still take: one budget for all its transports, the idle threads
-plus what finished within the last 50 ms, so that short jobs are fetched in large batches and long ones are not hoarded. A claim that a
+plus what finished within the last 50 ms, or within three claims where those take longer, so that short jobs are fetched in large batches
+and long ones are not hoarded. A claim that a
 thread is just starting is in none of the three for a moment (for a suspect: for a whole statement), yet it occupies its thread; so what
 the room is reckoned by is ``occupied``, which holds a claim from ``accept`` until its execution has ended.
 """
@@ -22,8 +23,14 @@ from typing import Any, Final
 from ledger.records import ClaimedJob, Finish
 from runtime.interrupt import Guard
 
-#: The stretch of work that may wait in the process, in seconds.
+#: The stretch of work that may wait in the process, in seconds, where claims are quick; where they are not, this many claims' time, up to
+#: a limit. Half of it has to last for a claim: were it shorter, the threads would run dry during each, finish less, and have room for less
+#: still (ADR 25).
 ROOM_WINDOW: Final = 0.05
+ROOM_CLAIMS: Final = 3
+MAX_ROOM_WINDOW: Final = 0.5
+#: How much of a slow claim the next one still counts for.
+_FADING: Final = 0.8
 #: Most claims that may wait unstarted, however short the jobs are.
 MAX_ROOM: Final = 500
 #: The share of a lease after which a process that could not heartbeat starts nothing any more.
@@ -104,6 +111,7 @@ class HeldClaims:
         self._commit_start = commit_start
         self._suspect: Claim | None = None
         self._samples: deque[tuple[float, int]] = deque([(monotonic(), 0)])
+        self._window = ROOM_WINDOW
         self._closed = False
         self._wake_at = 0
         self._room_wanted = False
@@ -119,14 +127,14 @@ class HeldClaims:
         return max(0, budget - waiting) if waiting <= self._wake_at and not self._closed else 0
 
     def _recent(self) -> int:
-        """How many executions ended within the last 50 ms."""
-        now, finished = monotonic(), self.finished
+        """How many executions ended within the window."""
+        now, finished, window = monotonic(), self.finished, self._window
         samples = self._samples
-        while len(samples) > 1 and samples[1][0] < now - ROOM_WINDOW:
+        while len(samples) > 1 and samples[1][0] < now - window:
             samples.popleft()
         since, before = samples[0]
-        recent = (finished - before) * min(1.0, ROOM_WINDOW / max(now - since, 1e-6))
-        if now - samples[-1][0] > ROOM_WINDOW / 10:
+        recent = (finished - before) * min(1.0, window / max(now - since, 1e-6))
+        if now - samples[-1][0] > window / 10:
             samples.append((now, finished))
         return int(recent)
 
@@ -148,8 +156,9 @@ class HeldClaims:
         self._closed = True
         self._room_freed.set()
 
-    def accept(self, claims: Iterable[Claim]) -> None:
-        """Claims that were committed."""
+    def accept(self, claims: Iterable[Claim], took: float = 0.0) -> None:
+        """Claims that were committed, and how long that took, in seconds."""
+        self._window = min(MAX_ROOM_WINDOW, max(ROOM_WINDOW, ROOM_CLAIMS * took, _FADING * self._window))
         for claim in claims:
             if claim.job.suspect:
                 self._suspect = claim

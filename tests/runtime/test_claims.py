@@ -80,6 +80,46 @@ def test_short_jobs_make_room_for_as_many_as_finish_in_50_ms(clock):
     assert claims.room() <= 6
 
 
+#: A job's time in the story below, in seconds: 5,000 are possible in a second.
+TICK = 0.0002
+
+
+def work_off(claims, clock, seconds, claims_take):
+    """Claim whenever there is room, and end a job with every tick meanwhile, for so long. Returns how many ended in a second."""
+    until, before = clock.now + seconds, claims.finished
+    while clock.now < until:
+        begun, taken = clock.now, [claim(number=n) for n in range(claims.room())]
+        for _ in range(round(claims_take / TICK) if taken else 1):
+            clock.now += TICK
+            ended = next(iter(claims.unstarted), None)
+            if ended is not None:
+                claims.start(ended)
+                claims.finish(ended)
+                claims.forget(ended)
+        if taken:
+            claims.accept(taken, clock.now - begun)
+    return (claims.finished - before) / seconds
+
+
+@pytest.mark.parametrize(("claims_take", "least"), [(0.005, 4_500), (0.05, 3_500), (0.1, 2_000)])
+def test_where_claims_are_slow_more_is_taken_so_that_the_threads_do_not_run_dry(clock, claims_take, least):
+    claims = held(threads=8)
+    work_off(claims, clock, 3.0, claims_take)
+
+    # At a tenth of a second the bound of 500 lasts for a claim and no longer, and half of it is gone before more is asked for.
+    assert work_off(claims, clock, 3.0, claims_take) >= least
+
+
+def test_a_slow_claim_is_soon_forgotten_and_one_that_took_for_ever_counts_for_little(clock):
+    claims = held(threads=4)
+    claims.accept([], 60.0)
+    assert claims._window == module.MAX_ROOM_WINDOW
+    for _ in range(20):
+        claims.accept([], 0.001)
+
+    assert claims._window == module.ROOM_WINDOW
+
+
 def test_room_is_bounded_and_filled_up_at_half(clock):
     claims = held(threads=10_000)
 
