@@ -5,7 +5,7 @@
     ├── JobNotFound                 no job has this id
     ├── JobExists       (*)         another job has this id already
     ├── PayloadError    (*)         the arguments cannot be stored or do not fit the actor
-    ├── OptionError     (*)         a message option is unknown or has a wrong value
+    ├── OptionError     (*)         an option of an actor or a message has a value that cannot work
     ├── LedgerUnavailable (*)       Postgres did not answer; carries the message to send again
     │   └── LedgerNotMigrated       Postgres answered, the tables are missing or old
     ├── LeaseLost                   the job belongs to another worker now: stop, write nothing
