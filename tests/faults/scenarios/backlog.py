@@ -24,6 +24,8 @@ BEGIN
     WHERE table_schema = 'switchyard' AND table_name = 'job' AND data_type = 'timestamp with time zone'
         AND column_name NOT IN ('started_at', 'finished_at', 'lease_until');
     EXECUTE 'UPDATE switchyard.job SET ' || columns || ' WHERE state = ''pending''';
+    -- Those that arrived with an earlier backlog would else be younger than all of this one's triggers, as if they had overtaken them.
+    UPDATE switchyard.mark SET at = at - interval '{minutes} min';
 END $$
 """
 _PENDING = "SELECT EXISTS (SELECT FROM switchyard.job WHERE state = 'pending')"
