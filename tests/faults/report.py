@@ -54,7 +54,9 @@ def commit() -> str:
     """The commit of the checkout, with a plus when it holds more than that and the table."""
     try:
         name = _git("rev-parse", "--short=10", "HEAD")
-        return name + ("+" if _git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{DOCUMENT.relative_to(ROOT)}") else "")
+        return name + (
+            "+" if _git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{DOCUMENT.relative_to(ROOT)}") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
