@@ -76,6 +76,7 @@ class Process:
                 self._heard += data
             self._deaf = True
         except BlockingIOError:
+            # That was all for now.
             pass
         except OSError:
             # It died with something unread from us.

@@ -275,8 +275,8 @@ def _finish_completed(connection: Conn, entries: list[Finish]) -> set[int]:
             "tokens": plain(entry.token for entry in entries),
             "results": texts(entry.result for entry in entries),
             # In whole microseconds: Python writes an integer in a third of the time that it takes for a float.
-            "started_ages": plain(int((now - entry.started) * 1e6) for entry in entries),
-            "finished_ages": plain(int((now - entry.finished) * 1e6) for entry in entries),
+            "started_us": plain(int((now - entry.started) * 1e6) for entry in entries),
+            "finished_us": plain(int((now - entry.finished) * 1e6) for entry in entries),
         },
     ).fetchall()
     return {row[0] for row in rows}

@@ -7,14 +7,14 @@
 -- batch (measured: 400 us per job instead of 16), in the order of the leases and not of the ids.
 
 -- name: finish_completed
--- A batch of jobs that ended well. Ages are microseconds before now on the holder's monotonic clock: the database's clock is the clock.
+-- A batch of jobs that ended well. Times are microseconds before now on the holder's monotonic clock: the database's clock is the clock.
 UPDATE switchyard.job AS j
 SET state = 'completed', result = f.result::json, token = NULL, last_token = j.token, lease_until = NULL, suspect = false,
-    started_at = clock_timestamp() - make_interval(secs => f.started_age / 1e6),
-    finished_at = clock_timestamp() - make_interval(secs => f.finished_age / 1e6),
+    started_at = clock_timestamp() - make_interval(secs => f.started_us / 1e6),
+    finished_at = clock_timestamp() - make_interval(secs => f.finished_us / 1e6),
     error_type = NULL, error = NULL, progress = CASE WHEN j.progress IS NULL THEN NULL ELSE 100 END
-FROM unnest(%(ids)s::bigint[], %(tokens)s::uuid[], %(results)s::text[], %(started_ages)s::bigint[], %(finished_ages)s::bigint[])
-    AS f (id, token, result, started_age, finished_age)
+FROM unnest(%(ids)s::bigint[], %(tokens)s::uuid[], %(results)s::text[], %(started_us)s::bigint[], %(finished_us)s::bigint[])
+    AS f (id, token, result, started_us, finished_us)
 WHERE j.id = ANY(%(ids)s::bigint[]) AND j.id = f.id AND j.token = f.token AND CASE WHEN j.state = 'running' THEN true END
 RETURNING j.id;
 
