@@ -20,7 +20,6 @@ wall-clock time has all of them in it.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -40,7 +39,7 @@ from keeper import watch as watching
 from keeper.relay import relay
 from keeper.watch import Watch
 from ledger.database import BoundedConnection
-from loadtest.report import machine, table
+from loadtest.report import command, machine, table
 from loadtest.stand import QUEUE, LoadtestFailed, Stand, stand
 from runtime.claims import MAX_ROOM
 from runtime.triggers import Outgoing
@@ -277,14 +276,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 def main(words: list[str] | None = None) -> int:
     """Run the load test. Returns the exit code."""
-    options = arguments(words)
-    try:
-        result = run(options)
-    except LoadtestFailed as error:
-        print(f"loadtest.backlog: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(result) if options.json else text(result))
-    return 0
+    return command("loadtest.backlog", arguments(words), run, text)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,6 @@ INSERT; the rest of the figures hardly notices the disk.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -44,7 +43,7 @@ from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from loadtest.report import machine, ratio, spread, table
+from loadtest.report import command, machine, ratio, spread, table
 from loadtest.stand import QUEUE, LoadtestFailed, Stand, WorkerProcesses, stand
 
 #: Time between two looks at how far a drain is, in seconds.
@@ -219,14 +218,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 def main(words: list[str] | None = None) -> int:
     """Run the load test. Returns the exit code."""
-    options = arguments(words)
-    try:
-        result = run(options)
-    except LoadtestFailed as error:
-        print(f"loadtest.drain: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(result) if options.json else text(result))
-    return 0
+    return command("loadtest.drain", arguments(words), run, text)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ knows nothing of; then the threads are let go, and everything has to complete: e
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from brokers.broker import SwitchyardBroker
 from loadtest.backlog import WITNESS
 from loadtest.counted_jobs import declare, started, wrong
 from loadtest.private import PrivateServers, private_servers
-from loadtest.report import machine, table
+from loadtest.report import command, machine, table
 from loadtest.stand import LoadtestFailed, Stand, WorkerProcesses, stand
 
 #: Time between two looks, in seconds.
@@ -151,14 +150,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 def main(words: list[str] | None = None) -> int:
     """Run the load test. Returns the exit code."""
-    options = arguments(words)
-    try:
-        result = run(options)
-    except LoadtestFailed as error:
-        print(f"loadtest.flush: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(result) if options.json else text(result))
-    return 0
+    return command("loadtest.flush", arguments(words), run, text)
 
 
 if __name__ == "__main__":

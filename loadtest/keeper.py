@@ -16,7 +16,6 @@ count its heartbeat and its fetcher as well.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from statistics import median, quantiles
@@ -29,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from ledger import write
 from ledger.records import NewJob
 from ledger.sql import SQL
-from loadtest.report import machine, table
+from loadtest.report import command, machine, table
 from loadtest.stand import QUEUE, LoadtestFailed, Stand, WorkerProcesses, stand
 
 #: Time between two looks at the ledger, in seconds.
@@ -160,14 +159,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 def main(words: list[str] | None = None) -> int:
     """Run the load test. Returns the exit code."""
-    options = arguments(words)
-    try:
-        result = run(options)
-    except LoadtestFailed as error:
-        print(f"loadtest.keeper: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(result) if options.json else text(result))
-    return 0
+    return command("loadtest.keeper", arguments(words), run, text)
 
 
 if __name__ == "__main__":

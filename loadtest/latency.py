@@ -15,7 +15,6 @@ so let it idle for long enough.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from statistics import median, quantiles
@@ -25,7 +24,7 @@ from typing import Any, Final
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from loadtest.drain import verify
-from loadtest.report import machine, table
+from loadtest.report import command, machine, table
 from loadtest.stand import LoadtestFailed, Stand, WorkerProcesses, stand
 
 #: Time between two looks at the ledger, in seconds; long enough not to keep the machine awake.
@@ -98,14 +97,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 def main(words: list[str] | None = None) -> int:
     """Run the load test. Returns the exit code."""
-    options = arguments(words)
-    try:
-        result = run(options)
-    except LoadtestFailed as error:
-        print(f"loadtest.latency: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(result) if options.json else text(result))
-    return 0
+    return command("loadtest.latency", arguments(words), run, text)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""Figures of several rounds as text: medians with their range, ratios, and the facts about the machine they were measured on."""
+"""What a load test prints: medians with their range, ratios, the facts about the machine they were measured on; and how it ends."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +16,23 @@ from typing import Any
 
 import redis
 
-from loadtest.stand import Stand
+from loadtest.stand import LoadtestFailed, Stand
+
+
+def command(
+    name: str,
+    options: argparse.Namespace,
+    run: Callable[[argparse.Namespace], dict[str, Any]],
+    text: Callable[[dict[str, Any]], str],
+) -> int:
+    """Run a load test and print its figures, as JSON with ``--json``. Returns the exit code: 1 when they mean nothing."""
+    try:
+        result = run(options)
+    except LoadtestFailed as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(result) if options.json else text(result))
+    return 0
 
 
 def spread(values: Sequence[float], digits: int = 0) -> str:

@@ -20,7 +20,6 @@ busy that heartbeats are late by a lease, jobs are rescued and run again, which 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import threading
@@ -35,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import switchyard
 from loadtest.counted_jobs import CountedJobs, declare, started, wrong
 from loadtest.private import private_servers
-from loadtest.report import machine, table
+from loadtest.report import command, machine, table
 from loadtest.stand import LoadtestFailed, Stand, WorkerProcesses, stand
 
 #: Time between two looks, in seconds.
@@ -254,14 +253,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 def main(words: list[str] | None = None) -> int:
     """Run the load test. Returns the exit code."""
-    options = arguments(words)
-    try:
-        result = run(options)
-    except LoadtestFailed as error:
-        print(f"loadtest.switch: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(result) if options.json else text(result))
-    return 0
+    return command("loadtest.switch", arguments(words), run, text)
 
 
 if __name__ == "__main__":
