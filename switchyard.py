@@ -30,6 +30,7 @@ import settings as _settings_module
 from brokers import TRANSPORTS, make_transport
 from brokers.broker import SwitchyardBroker
 from brokers.transport import Transport
+from control import access
 from errors import (
     EnlistRefused,
     JobExists,
@@ -179,6 +180,9 @@ def _current() -> tuple[Settings, Database, Broker]:
         configure()
     assert _configured is not None
     return _configured
+
+
+access.provide(lambda: _current()[1:])
 
 
 def _ask(work: Callable[[BoundedConnection], T]) -> T:

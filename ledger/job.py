@@ -61,6 +61,20 @@ class Job:
     #: The job whose actor sent this one.
     parent_id: str | None
     tags: tuple[str, ...]
+    #: When somebody asked a running job to stop; None: nobody did.
+    cancel_requested_at: datetime | None = None
+    #: What its sender called it, so that sending it again makes no second job.
+    idempotency_key: str | None = None
+    #: The limits it counts against.
+    rate_key: str | None = None
+    concurrency_key: str | None = None
+    #: The group it belongs to.
+    batch_id: str | None = None
+    #: The same for failures of the same kind.
+    fingerprint: str | None = None
+    #: The schedule that made it, and for which of its ticks.
+    schedule: str | None = None
+    tick_at: datetime | None = None
 
 
 #: How an execution stands or ended. ``lost``: its worker process died; ``released``: given back at a shutdown.

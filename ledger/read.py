@@ -44,7 +44,7 @@ _CURSOR_VERSION = 1
 _PLAIN: Final = (
     "actor", "queue", "priority", "attempt", "max_attempts", "failures", "lost", "generation", "created_at", "run_at",
     "started_at", "finished_at", "progress", "stage", "result", "error_type", "error", "dead_reason", "wait_reason", "broker",
-    "worker",
+    "worker", "cancel_requested_at", "idempotency_key", "rate_key", "concurrency_key", "batch_id", "fingerprint", "schedule", "tick_at",
 )  # fmt: skip
 
 

@@ -8,6 +8,30 @@ from typing import Any, Literal, NamedTuple
 from ledger.states import State
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobControl:
+    """What most jobs do not have: keys, limits, a place in a workflow or a schedule. A job with one is written by a statement of its own,
+    so that plain jobs do not pay for it. Fields are columns of the same name."""
+
+    #: Of the sender, and of the actor; see ``middleware.idempotency``.
+    idempotency_key: str | None = None
+    unique_key: str | None = None
+    #: See ``middleware.rate_limit`` and ``middleware.concurrency``.
+    rate_key: str | None = None
+    rate_cost: int | None = None
+    concurrency_key: str | None = None
+    fair_key: str | None = None
+    fair_weight: float | None = None
+    #: See ``middleware.composition``.
+    batch_id: str | None = None
+    upstream_id: str | None = None
+    #: See ``keeper.schedule``; ``tick_at`` is an ISO 8601 text.
+    schedule: str | None = None
+    tick_at: str | None = None
+    #: Given, the job waits without a time of its own until whatever it waits for makes it due.
+    wait_reason: str | None = None
+
+
 # A named tuple, like ``ClaimedJob`` and for the same reason.
 class NewJob(NamedTuple):
     """A row to be written by ``enqueue``.
@@ -32,6 +56,7 @@ class NewJob(NamedTuple):
     delay: float = 0.0
     grace: float | None = None
     max_age: float | None = None
+    control: JobControl | None = None
 
 
 class Enqueued(NamedTuple):

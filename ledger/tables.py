@@ -113,6 +113,31 @@ job = Table(
     Column("max_age", Float),
     # When that is.
     Column("expires_at", DateTime(timezone=True)),
+    # Somebody wants it to stop while it runs: whatever ends it now, but a success, ends in cancelled.
+    Column("cancel_requested_at", DateTime(timezone=True)),
+    # The sender's key for this very job, and the actor's for jobs that count as the same.
+    Column("idempotency_key", Text),
+    Column("unique_key", Text),
+    # What it counts against, and how much; its reserved slot, and the version of the limit that gave it (ADR 26).
+    Column("rate_key", Text),
+    Column("rate_cost", Integer),
+    Column("reserved_at", DateTime(timezone=True)),
+    Column("reserved_version", BigInteger),
+    # Whose slots it takes, on whose behalf, and with what weight among those that wait for them.
+    Column("concurrency_key", Text),
+    Column("fair_key", Text),
+    Column("fair_weight", Float),
+    # The key whose slots it waits for, and its place in that line.
+    Column("blocked_on", Text),
+    Column("line", Float),
+    # The group it belongs to, and the job whose completion it waits for.
+    Column("batch_id", Uuid),
+    Column("upstream_id", Uuid),
+    # What failures of the same kind have in common.
+    Column("fingerprint", Text),
+    # The schedule that made it, and for which tick.
+    Column("schedule", Text),
+    Column("tick_at", DateTime(timezone=True)),
     # The rules are in ledger/sql/rules.sql, each with a name of its own.
     CheckConstraint(
         "switchyard.job_is_sound(state, token, lease_until, finished_at, dead_reason, result, next_publish_at, broker, wait_reason,"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import asdict
 from itertools import islice
 from operator import attrgetter
 from time import monotonic
@@ -22,7 +23,7 @@ from errors import JobExists
 from ledger.arrays import plain, texts, words
 from ledger.database import BoundedConnection
 from ledger.prepared import Prepared
-from ledger.records import ClaimedJob, DueJob, Enqueued, Finish, NewJob, Rescued, WorkerRow
+from ledger.records import ClaimedJob, DueJob, Enqueued, Finish, JobControl, NewJob, Rescued, WorkerRow
 from ledger.sql import SQL
 from ledger.states import TERMINAL, State
 
@@ -49,6 +50,8 @@ def enqueue(connection: BoundedConnection, job: NewJob) -> Enqueued:
     Raises:
         JobExists: another job, or one that has ended, has this message id.
     """
+    if job.control is not None:
+        return _written(connection, [job], _insert_controlled(connection, [job]).fetchall())[0]
     try:
         id_ = _ENQUEUE.run(
             connection,
@@ -101,7 +104,18 @@ def _pipelined(connection: Conn) -> AbstractContextManager[object]:
     return connection.pipeline() if isinstance(connection, Connection) and Pipeline.is_supported() else nullcontext()
 
 
+def _insert_controlled(connection: Conn, jobs: Sequence[NewJob]) -> Cursor[Any]:
+    rows = []
+    for job in jobs:
+        row = job._asdict()
+        control = row.pop("control") or JobControl()
+        rows.append(row | asdict(control))
+    return connection.execute(SQL["enqueue_controlled"], {"rows": json.dumps(rows)})
+
+
 def _insert(connection: Conn, jobs: Sequence[NewJob]) -> Cursor[Any]:
+    if any(job.control is not None for job in jobs):
+        return _insert_controlled(connection, jobs)
     return connection.execute(
         SQL["enqueue_many"],
         {

@@ -23,6 +23,7 @@ LAYERS = (
     ("runtime",),
     ("brokers", "middleware"),
     ("keeper",),
+    ("control",),
     ("switchyard",),
     ("actors",),
     ("migrations",),

@@ -60,7 +60,8 @@ ORDER BY queue;
 -- Jobs as a reader sees them; the conditions are the caller's to add.
 SELECT id, message_id::text AS message_id, parent_id::text AS parent_id, actor, queue, priority, state, payload, tags,
        attempt, max_attempts, failures, lost, generation, created_at, run_at, started_at, finished_at, progress, stage, result,
-       error_type, error, dead_reason, wait_reason, broker, worker
+       error_type, error, dead_reason, wait_reason, broker, worker, cancel_requested_at, idempotency_key, rate_key, concurrency_key,
+       batch_id::text AS batch_id, fingerprint, schedule, tick_at
 FROM switchyard.job;
 
 -- name: row_id
