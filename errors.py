@@ -13,6 +13,7 @@
 
     Permanent                       raised by an actor: no retry, straight to the dead letters
     Snooze                          raised by an actor: run this job again later, spending no attempt
+    Cancelled                       raised in an actor whose job is to stop, or by one that wants to end as cancelled
 
 Those marked (*) are Dramatiq ``MiddlewareError`` too. Dramatiq logs and swallows every other exception of a
 ``before_enqueue`` hook and then *publishes the message*, so an error that must stop a ``send()`` has to be one.
@@ -23,7 +24,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from dramatiq.middleware import MiddlewareError
+from dramatiq.middleware import Interrupt, MiddlewareError
 
 if TYPE_CHECKING:
     from dramatiq import Message
@@ -143,3 +144,14 @@ class Snooze(Exception):
     def __init__(self, delay: float | timedelta) -> None:
         self.delay = delay if isinstance(delay, timedelta) else timedelta(seconds=delay)
         super().__init__(f"snoozed for {self.delay}")
+
+
+class Cancelled(Interrupt):
+    """Raised in a running actor when its job was cancelled; let through, or raised by the actor itself, it ends the job as cancelled.
+
+    An actor may catch it to clean up, and should raise it again. Like all of Dramatiq's interrupts it is no ``Exception``, so that
+    ``except Exception`` does not swallow it.
+    """
+
+    def __init__(self, reason: str = "the job was cancelled") -> None:
+        super().__init__(reason)

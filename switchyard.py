@@ -31,7 +31,10 @@ from brokers import TRANSPORTS, make_transport
 from brokers.broker import SwitchyardBroker
 from brokers.transport import Transport
 from control import access
+from control.cancel import cancel, cancel_many
+from control.pause import pause, paused, resume
 from errors import (
+    Cancelled,
     EnlistRefused,
     JobExists,
     JobNotFound,
@@ -48,6 +51,7 @@ from errors import (
 from keeper import Keeper
 from ledger import read, write
 from ledger.borrowed import borrow
+from ledger.control import CancelCount, Pause
 from ledger.database import BoundedConnection, Database
 from ledger.forks import ForkSafeLock
 from ledger.job import Attempt, Counts, Job, LogLine, Page
@@ -62,6 +66,8 @@ from settings import Settings
 
 __all__ = [
     "Attempt",
+    "CancelCount",
+    "Cancelled",
     "Counts",
     "EnlistRefused",
     "Job",
@@ -73,6 +79,7 @@ __all__ = [
     "LogLine",
     "OptionError",
     "Page",
+    "Pause",
     "PayloadError",
     "Permanent",
     "Retry",
@@ -82,6 +89,7 @@ __all__ = [
     "SwitchyardError",
     "attempts",
     "cancel",
+    "cancel_many",
     "configure",
     "counts",
     "current_job",
@@ -92,7 +100,10 @@ __all__ = [
     "job_context",
     "list_jobs",
     "logs",
+    "pause",
+    "paused",
     "replay",
+    "resume",
     "settings",
     "wait",
 ]
@@ -303,15 +314,6 @@ def wait(id: str, timeout: float | timedelta = 10.0) -> Job:
             raise TimeoutError(f"job {id} is {job.state} after {seconds:g} s")
         time.sleep(pause)
         pause = min(pause * 1.5, _WAIT_MAX)
-
-
-def cancel(id: str) -> bool:
-    """Cancel a job that waits (scheduled, pending or retrying). False: it is running, or has ended.
-
-    Raises:
-        JobNotFound: no job has this id.
-    """
-    return _command(write.cancel_waiting, id)
 
 
 def replay(id: str) -> bool:

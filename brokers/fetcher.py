@@ -4,9 +4,9 @@
     Postgres           room ─► claim (one statement per queue) ─► hand over; nothing there: wait for the doorbell, then look
 
 A trigger whose row was not claimed is looked into once: unknown and stale ones are counted and dropped, a suspect is kept in mind until
-the suspect in hand has ended, one of an unknown actor is offered again later. Marks are noted in the ledger once everything before them is
-claimed. Postgres away: triggers in hand are kept and claimed when it is back; a claim whose reply was lost is read back by its token. The
-broker away: the fetcher tries again, backing off to 2 s.
+the suspect in hand has ended, one of an unknown actor is offered again later, what is paused is parked. Marks are noted in the ledger once
+everything before them is claimed. Postgres away: triggers in hand are kept and claimed when it is back; a claim whose reply was lost is
+read back by its token. The broker away: the fetcher tries again, backing off to 2 s.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from structlog.stdlib import get_logger
 from brokers.message import ClaimedMessage
 from brokers.transport import ANY_QUEUE, Fetched, Mark, Transport, TransportDown, Trigger
 from errors import LedgerUnavailable
-from ledger import sent, write
+from ledger import control, sent, write
 from ledger.database import BoundedConnection, is_outage
 from ledger.records import ClaimedJob
 from ledger.states import State
@@ -235,19 +235,23 @@ class TriggerFetcher(Fetcher):
         self.pulse.beat()
         found = write.why_not_claimed(self._connected(), ids)
         counters = self._node.counters
-        suspects, unknown = [], []
+        suspects, unknown, paused = [], [], []
         for id_ in ids:
             if id_ not in found:
                 counters.note("unknown_jobs", id_, f"dropped a trigger for row {id_}, which the ledger does not have")
                 continue
-            state, actor, suspect = found[id_]
+            state, actor, suspect, is_paused = found[id_]
             if state is not State.PENDING:
                 counters.note("stale_triggers", (id_, state), f"dropped a trigger for row {id_}, which is {state}")
+            elif is_paused:
+                paused.append(id_)
             elif actor not in actors:
                 unknown.append(id_)
                 counters.note("unknown_actors", actor, f"a job waits for a worker that knows the actor {actor!r}")
             elif suspect:
                 suspects.append(id_)
+        if paused:
+            control.park_rows(self._connected(), paused)
         if suspects:
             write.postpone_suspects(self._connected(), suspects, self._node.held.lease)
             self._suspects.extend(id_ for id_ in suspects if id_ not in self._suspects)

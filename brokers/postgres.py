@@ -40,7 +40,7 @@ _MAX_PAYLOAD = 7_900
 _RING = "SELECT pg_notify(%s, %s)"
 _DEPTH = """
 SELECT queue, count(*) FROM switchyard.job
- WHERE queue = ANY(%s) AND state = 'pending' AND broker = 'postgres'
+ WHERE queue = ANY(%s) AND state = 'pending' AND broker = 'postgres' AND wait_reason IS DISTINCT FROM 'paused'
  GROUP BY queue
 """
 

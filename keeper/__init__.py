@@ -4,6 +4,7 @@
     lost      finds the pending jobs whose trigger is gone
     rescue    takes back the jobs of workers that died
     expiry    ends what waited beyond its max_age
+    pauses    parks what is paused, and lets it go on
     retention removes jobs that ended long ago
     samples   records how full the queues are, for charts
     unknown   notices jobs that no worker knows, and buries those that waited for too long

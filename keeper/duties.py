@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from keeper import expiry, look, lost, rescue, retention, samples, strays, unknown, workers
+from keeper import expiry, look, lost, pauses, rescue, retention, samples, strays, unknown, workers
 from keeper.duty import Duty
 from settings import Settings
 
@@ -27,6 +27,7 @@ DUTIES: Final = (
     # First of those that sweep: they ask what it saw.
     Duty("look", _sweep, look.sweep),
     Duty("rescue", _sweep, rescue.sweep),
+    Duty("pauses", _sweep, pauses.sweep),
     Duty("strays", _sweep, strays.sweep),
     Duty("lost", _sweep, lost.sweep),
     Duty("expiry", _sweep, expiry.sweep),

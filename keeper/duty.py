@@ -59,6 +59,9 @@ class Seen(NamedTuple):
     unknown: bool = False
     #: Something waits in the Postgres broker.
     waiting: bool = False
+    #: Something is paused, and something is parked.
+    paused: bool = False
+    parked: bool = False
     #: The broker of each queue that has a route.
     routes: Mapping[str, str] = MappingProxyType({})
 

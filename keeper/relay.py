@@ -2,8 +2,8 @@
 
 This one duty is behind delays, retries, crash repair and recovery from a broker's loss: whatever goes wrong, a waiting row becomes due, and
 is offered again. Of those whose trigger is out already ``keeper.lost`` makes due what is gone. Rows are claimed by pushing back their next
-look; the publisher gets them after that commit. Where a row goes is read from the routes in the same statement. While a broker is known to
-be down its rows stay untouched.
+look; the publisher gets them after that commit. Where a row goes is read from the routes in the same statement, which parks what is
+paused. While a broker is known to be down its rows stay untouched.
 """
 
 from __future__ import annotations
@@ -46,9 +46,11 @@ def relay(connection: Connection[Any], publisher: Publisher, *, own: str, carrie
 
 
 def offer(publisher: Publisher, jobs: Sequence[DueJob]) -> None:
-    """Hand rows to the publisher, each for the broker it is pending at."""
+    """Hand rows to the publisher, each for the broker it is pending at, but those that are paused."""
     by_broker: dict[str, list[Outgoing]] = {}
     for job in jobs:
+        if job.parked:
+            continue
         by_broker.setdefault(job.broker, []).append(Outgoing(job.id, job.queue, job.actor, job.priority))
     for broker, batch in by_broker.items():
         publisher.offer(broker, batch)

@@ -85,9 +85,52 @@ def list_jobs(
     """
     if not 1 <= limit <= MAX_LIMIT:
         raise ValueError(f"limit {limit} is out of range: 1 to {MAX_LIMIT} jobs on a page")
-    where, values = ["true"], dict[str, Any](limit=limit + 1)
-    if state is not None:
-        where.append(_in_states(_states(state)))
+    where, values = _conditions(
+        connection,
+        states=None if state is None else _states(state),
+        actor=actor,
+        queue=queue,
+        tag=tag,
+        parent_id=parent_id,
+        created_after=created_after,
+        created_before=created_before,
+    )
+    if after is not None:
+        where.append("id < %(after)s")
+        values["after"] = _cursor_id(after)
+    rows = _rows(connection, where, values | {"limit": limit + 1}, "ORDER BY id DESC LIMIT %(limit)s")
+    more = len(rows) > limit
+    return Page(jobs=tuple(_job(row) for row in rows[:limit]), next=_cursor(rows[limit - 1]["id"]) if more else None)
+
+
+def matching(connection: Conn, *, states: frozenset[State], **filters: Any) -> list[tuple[int, State]]:
+    """Every job in one of these states that meets the filters of ``list_jobs`` (and ``batch``): row id and state, in the order of the ids.
+
+    Raises:
+        ValueError: as ``list_jobs``.
+    """
+    where, values = _conditions(connection, states=states, **filters)
+    statement = f"{SQL['job_states']} WHERE {' AND '.join(where)} ORDER BY id"
+    rows = connection.execute(statement.encode(), values, prepare=False).fetchall()
+    return [(id_, State(state)) for id_, state in rows]
+
+
+def _conditions(
+    connection: Conn,
+    *,
+    states: frozenset[State] | None,
+    actor: str | None = None,
+    queue: str | None = None,
+    tag: str | None = None,
+    batch: str | UUID | None = None,
+    parent_id: str | UUID | None = None,
+    created_after: datetime | None = None,
+    created_before: datetime | None = None,
+) -> tuple[list[str], dict[str, Any]]:
+    """Filters as conditions and the values in them. Raises: ValueError: one of them is wrong."""
+    where, values = ["true"], dict[str, Any]()
+    if states is not None:
+        where.append(_in_states(states))
     for column, value in (("actor", actor), ("queue", queue)):
         if value is not None:
             where.append(f"{column} = %({column})s")
@@ -95,11 +138,12 @@ def list_jobs(
     if tag is not None:
         where.append("tags @> %(tags)s::text[]")
         values["tags"] = [tag]
-    if parent_id is not None:
-        where.append("parent_id = %(parent_id)s")
-        values["parent_id"] = _uuid(parent_id)
-        if values["parent_id"] is None:
-            raise ValueError(f"parent_id {parent_id!r} is no job id (a UUID)")
+    for name, column, id_ in (("parent_id", "parent_id", parent_id), ("batch", "batch_id", batch)):
+        if id_ is not None:
+            where.append(f"{column} = %({column})s")
+            values[column] = _uuid(id_)
+            if values[column] is None:
+                raise ValueError(f"{name} {id_!r} is no id (a UUID)")
     for moment in (created_after, created_before):
         if moment is not None and moment.utcoffset() is None:
             raise ValueError(f"time {moment.isoformat()} is naive: give it a time zone")
@@ -110,12 +154,7 @@ def list_jobs(
     if created_before is not None:
         where.append("created_at < %(until)s AND id < %(last)s")
         values |= {"until": created_before, "last": _first_id_from(connection, created_before + CREATION_SKEW)}
-    if after is not None:
-        where.append("id < %(after)s")
-        values["after"] = _cursor_id(after)
-    rows = _rows(connection, where, values, "ORDER BY id DESC LIMIT %(limit)s")
-    more = len(rows) > limit
-    return Page(jobs=tuple(_job(row) for row in rows[:limit]), next=_cursor(rows[limit - 1]["id"]) if more else None)
+    return where, values
 
 
 def counts(connection: Conn) -> Counts:
@@ -249,15 +288,17 @@ def _states(wanted: State | str | Iterable[State | str]) -> frozenset[State]:
 def _in_states(states: frozenset[State]) -> str:
     """Match any of the states, in words from which the planner can tell that a partial index will do.
 
-    Every pending row either has a ``next_publish_at`` or belongs to the Postgres broker, every scheduled and retrying one has a
-    ``next_publish_at``: saying so costs nothing and opens ``job_due`` and ``job_ready``. States are literals, from our own enumeration:
-    a bound one would hide the partial indexes from a generic plan.
+    Every pending row has a ``next_publish_at``, or belongs to the Postgres broker, or is parked, every scheduled and retrying one has a
+    ``next_publish_at``: saying so costs nothing and opens ``job_due``, ``job_ready`` and ``job_parked``. States are literals, from our
+    own enumeration: a bound one would hide the partial indexes from a generic plan.
     """
     arms = ["false"]
     for state in sorted(states):
         here = f"state = '{State(state)}'"
         if state is State.PENDING:
-            arms += [f"{here} AND next_publish_at IS NOT NULL", f"{here} AND broker = 'postgres'"]
+            unparked = "wait_reason IS DISTINCT FROM 'paused'"
+            arms += [f"{here} AND next_publish_at IS NOT NULL", f"{here} AND broker = 'postgres' AND {unparked}"]
+            arms.append(f"{here} AND wait_reason = 'paused'")
         elif state in WAITING:
             arms.append(f"{here} AND next_publish_at IS NOT NULL")
         else:

@@ -128,6 +128,17 @@ class DueJob:
     actor: str
     priority: int
     broker: str
+    #: It is paused: nothing is to be published.
+    parked: bool = False
+
+
+class Unclaimed(NamedTuple):
+    """Why a claim left a row alone."""
+
+    state: State
+    actor: str
+    suspect: bool
+    paused: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ SQL in ``ledger/sql``. Everything lives in a schema of its own, so that the ledg
     worker    one row per living worker process, kept fresh by its heartbeat
     route     which broker each queue's triggers go to
     declaration   which brokers living processes have in their settings, and since when
+    pause     what is paused, and since when
     epoch     which life of a broker the ledger's rows were published to
     watch     which keeper looks for lost triggers
     mark      how far the receivers of a broker's queues have come
@@ -155,11 +156,20 @@ job = Table(
         "suspect",
         "priority",
         "id",
-        postgresql_where=text("state = 'pending' AND broker = 'postgres'"),
+        postgresql_where=text("state = 'pending' AND broker = 'postgres' AND wait_reason IS DISTINCT FROM 'paused'"),
     ),
     # Where the other brokers' pending rows were published to, so that what has to move is found among a million that need not. Few
     # different keys, and rows join at the end of theirs: an insert costs a microsecond or two (ADR 20).
-    Index("job_placed", "broker", "queue", postgresql_where=text("state = 'pending' AND broker <> 'postgres'")),
+    Index(
+        "job_placed",
+        "broker",
+        "queue",
+        postgresql_where=text("state = 'pending' AND broker <> 'postgres' AND wait_reason IS DISTINCT FROM 'paused'"),
+    ),
+    # What waits for the end of a pause, in the order in which it goes on. In none of the indexes above, so that it hides nothing.
+    Index(
+        "job_parked", "queue", "actor", "priority", "id", postgresql_where=text("state = 'pending' AND wait_reason = 'paused'")
+    ),
     # The dead letters and the cancelled, by time.
     Index("job_ended_badly", "state", "finished_at", "id", postgresql_where=text("state IN ('dead', 'cancelled')")),
     # What waits and has a max_age, by its end; the others do not pay for it.
@@ -253,6 +263,15 @@ declaration = Table(
     Column("entered_at", DateTime(timezone=True), nullable=False),
     # A lease after the last living process said it.
     Column("until", DateTime(timezone=True), nullable=False),
+)
+
+pause = Table(
+    "pause",
+    metadata,
+    # "*" stands for every queue, and for every actor: a row with both is a pause of everything.
+    Column("queue", Text, primary_key=True),
+    Column("actor", Text, primary_key=True),
+    Column("since", DateTime(timezone=True), nullable=False, server_default=_NOW),
 )
 
 epoch = Table(

@@ -23,7 +23,7 @@ from errors import JobExists
 from ledger.arrays import plain, texts, words
 from ledger.database import BoundedConnection
 from ledger.prepared import Prepared
-from ledger.records import ClaimedJob, DueJob, Enqueued, Finish, JobControl, NewJob, Rescued, WorkerRow
+from ledger.records import ClaimedJob, DueJob, Enqueued, Finish, JobControl, NewJob, Rescued, Unclaimed, WorkerRow
 from ledger.sql import SQL
 from ledger.states import TERMINAL, State
 
@@ -236,10 +236,10 @@ def ready_queues(connection: Conn, queues: Sequence[str], actors: Sequence[str])
     return [(row[0], row[1]) for row in rows]
 
 
-def why_not_claimed(connection: Conn, ids: Sequence[int]) -> dict[int, tuple[State, str, bool]]:
-    """State, actor and suspicion of rows that a claim left alone; ids that no row has are missing."""
+def why_not_claimed(connection: Conn, ids: Sequence[int]) -> dict[int, Unclaimed]:
+    """Rows that a claim left alone; ids that no row has are missing."""
     rows = connection.execute(SQL["why_not_claimed"], {"ids": list(ids)}).fetchall()
-    return {row[0]: (State(row[1]), row[2], row[3]) for row in rows}
+    return {row[0]: Unclaimed(State(row[1]), *row[2:]) for row in rows}
 
 
 def postpone_suspects(connection: Conn, ids: Sequence[int], delay: float) -> None:
@@ -272,9 +272,15 @@ def finish(connection: Conn, finishes: Iterable[Finish]) -> set[int]:
         return _finish_completed(connection, completed)
     with connection.transaction():
         done = _finish_completed(connection, completed) if completed else set()
-        if otherwise:
-            done |= _finish_otherwise(connection, otherwise)
-        following = [child for entry in (*completed, *otherwise) if entry.id in done for child in entry.children]
+        outcomes = _finish_otherwise(connection, otherwise) if otherwise else {}
+        done |= outcomes.keys()
+        # What follows from an end does not follow if the job was cancelled instead.
+        following = [
+            child
+            for entry in (*completed, *otherwise)
+            if entry.id in done and outcomes.get(entry.id, entry.outcome) == entry.outcome
+            for child in entry.children
+        ]
         if following:
             enqueue_many(connection, following)
     return done
@@ -296,7 +302,7 @@ def _finish_completed(connection: Conn, entries: list[Finish]) -> set[int]:
     return {row[0] for row in rows}
 
 
-def _finish_otherwise(connection: Conn, entries: list[Finish]) -> set[int]:
+def _finish_otherwise(connection: Conn, entries: list[Finish]) -> dict[int, str]:
     now = monotonic()
     rows = connection.execute(
         SQL["finish_otherwise"],
@@ -314,7 +320,7 @@ def _finish_otherwise(connection: Conn, entries: list[Finish]) -> set[int]:
             "dead_reasons": [entry.dead_reason for entry in entries],
         },
     ).fetchall()
-    return {row[0] for row in rows}
+    return dict(rows)
 
 
 def own_commits(connection: Conn, finishes: Sequence[Finish]) -> set[int]:
@@ -389,7 +395,8 @@ def relay_due(
     limit: int = CHUNK,
     now: object = None,
 ) -> list[DueJob]:
-    """Make up to ``limit`` due rows pending, each at the route of its queue, and push back their next look; the caller publishes them.
+    """Make up to ``limit`` due rows pending, each at the route of its queue, and push back their next look; the caller publishes those
+    that are not parked.
 
     Parameters:
         own: the broker of the caller's settings, for queues that have no route yet.
@@ -436,11 +443,6 @@ def rescue_worker(
         parameters = {"worker": worker, "alive": alive, "max_lost": max_lost, "backoff": backoff, "now": now}
         rows = connection.execute(SQL["rescue_worker"], parameters).fetchall()
     return [Rescued(row[0], State(row[1]), row[2], row[3]) for row in rows]
-
-
-def cancel_waiting(connection: Conn, message_id: str) -> bool:
-    """Cancel a job that no worker holds. False: it is running, or has ended, or is unknown."""
-    return connection.execute(SQL["cancel_waiting"], {"message_id": message_id}).fetchone() is not None
 
 
 def replay(connection: Conn, message_id: str) -> bool:

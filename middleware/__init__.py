@@ -15,6 +15,7 @@ from dramatiq.results import Results
 
 from ledger.database import Database
 from middleware.callbacks import Callbacks
+from middleware.cancellation import Cancellation
 from middleware.current_job import CurrentJob
 from middleware.event_loop import EventLoop
 from middleware.log_context import LogContext
@@ -52,8 +53,9 @@ def stack(settings: Settings, database: Database) -> list[Middleware]:
         # The verdict: success and failure exclude each other, so their order does not matter.
         Status(max_result_bytes=settings.max_result_bytes),
         Retries(),
-        # May veto the execution, so it stands before what watches one.
+        # May veto the execution, so they stand before what watches one.
         MaxAge(),
+        Cancellation(),
         # Closest to the body: what they watch is nothing but the body.
         ShutdownNotice(),
         TimeLimit(),

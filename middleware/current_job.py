@@ -15,15 +15,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, Token
+from datetime import timedelta
 from time import monotonic
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, NoReturn, Protocol, cast
 
 import psycopg
 from dramatiq import Broker, MessageProxy, Middleware, Worker
 from psycopg import Connection
 from structlog.stdlib import get_logger
 
-from errors import LeaseLost, LedgerUnavailable
+from errors import LeaseLost, LedgerUnavailable, Snooze
 from ledger import write
 from ledger.database import Database
 from ledger.records import Finish
@@ -71,6 +72,23 @@ class Job(ABC):
         self.max_attempts = max_attempts
         self._result: Any = None
         self._in_transaction = False
+
+    @property
+    @abstractmethod
+    def cancelled(self) -> bool:
+        """Whether somebody asked this job to stop. ``Cancelled`` is raised by itself in code that Python can interrupt; a long call
+        outside of it (a driver, a C loop with callbacks) can ask here, and end by raising ``Cancelled``."""
+
+    def snooze(self, delay: float | timedelta) -> NoReturn:
+        """End this execution here and run the job again later, spending no attempt.
+
+        Parameters:
+            delay: seconds, or a ``timedelta``.
+
+        Raises:
+            Snooze: always; let it through.
+        """
+        raise Snooze(delay)
 
     @property
     def result(self) -> Any:
@@ -182,6 +200,11 @@ class ClaimedJobContext(Job):
         self._pending: tuple[float, str | None] | None = None
         self._stage: str | None = None
 
+    @property
+    def cancelled(self) -> bool:
+        """See ``Job``."""
+        return self._claim.cancel_requested
+
     def _report(self, percent: float, stage: str | None) -> None:
         with self._lock:
             # A stage is kept until another one is named.
@@ -253,8 +276,12 @@ class ClaimedJobContext(Job):
 class RecordingJob(Job):
     """A job for unit tests: remembers what it was told."""
 
-    def __init__(self, *, connection: Connection[Any] | None = None, **fields: Any) -> None:
+    #: What the test says.
+    cancelled = False
+
+    def __init__(self, *, connection: Connection[Any] | None = None, cancelled: bool = False, **fields: Any) -> None:
         super().__init__(**fields)
+        self.cancelled = cancelled
         self._connection = connection
         #: Whether ``transaction()`` has completed the job.
         self.completed = False

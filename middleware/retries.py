@@ -2,6 +2,7 @@
 
     Snooze                          scheduled again, counts as nothing
     Shutdown                        released: pending again at once, counts as nothing
+    Cancelled                       cancelled; so does any other error end once somebody asked the job to stop
     Permanent, or one of ``throws`` dead (permanent)
     failures left                   retrying, after a back-off with jitter, or when ``Retry(delay=)`` says
     none left                       dead (max_retries, or time_limit when that was the last error)
@@ -27,7 +28,7 @@ from dramatiq.middleware import Shutdown
 from dramatiq.middleware.time_limit import TimeLimitExceeded
 from structlog.stdlib import get_logger
 
-from errors import OptionError, Permanent, Snooze
+from errors import Cancelled, OptionError, Permanent, Snooze
 from ledger.records import Finish
 from ledger.states import State
 from runtime.claims import Claim
@@ -58,6 +59,8 @@ def backoff_ms(failures: int, min_backoff: int, max_backoff: int) -> int:
 def failed(message: Any, error: BaseException, actor: Actor[Any, Any] | None) -> Finish:
     """How an execution ends that raised ``error``."""
     claim: Claim = message.claim
+    if isinstance(error, Cancelled) or claim.cancel_requested:
+        return cancelled(claim, error)
     if isinstance(error, Shutdown):
         return released(claim)
     if isinstance(error, Snooze):
@@ -81,6 +84,22 @@ def failed(message: Any, error: BaseException, actor: Actor[Any, Any] | None) ->
     else:
         finish.delay = _delay_ms(message, error, actor, failures) / 1000
     return finish
+
+
+def cancelled(claim: Claim, error: BaseException) -> Finish:
+    """How an execution ends that was asked to stop, or wanted to."""
+    now = monotonic()
+    return Finish(
+        id=claim.job.id,
+        token=claim.token,
+        state=State.CANCELLED,
+        started=claim.started if claim.started is not None else now,
+        finished=now,
+        outcome="cancelled",
+        error_type=type(error).__name__,
+        error=clean_text(_text(error), MAX_ERROR),
+        traceback=None if isinstance(error, Cancelled) else clean_text("".join(traceback.format_exception(error)), MAX_TRACEBACK),
+    )
 
 
 def snoozed(claim: Claim, delay: float) -> Finish:
@@ -186,5 +205,7 @@ class Retries(Middleware):
         elif ending.state is State.RETRYING:
             error = f"{ending.error_type}: {ending.error}"
             logger.warning("job failed, trying again", failures=claim.job.failures + 1, delay=round(ending.delay, 3), error=error)
+        elif ending.state is State.CANCELLED:
+            logger.info("job cancelled", error=f"{ending.error_type}: {ending.error}")
         elif ending.outcome == "released":
             logger.info("job released at the shutdown, due again at once")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from time import monotonic
 from typing import Any, Final
@@ -50,6 +50,7 @@ class Claim:
     """One job that this process owns until its lease ends."""
 
     __slots__ = (
+        "cancel_requested",
         "completion",
         "deadline",
         "ending",
@@ -79,6 +80,8 @@ class Claim:
         self.completion: Completion | None = None
         #: Another process may own the job by now: nothing this one writes is accepted.
         self.lost = False
+        #: Somebody wants the job to stop.
+        self.cancel_requested = False
         #: Seconds after which the body is interrupted; None: never.
         self.time_limit: float | None = None
         self.guard: Guard | None = None
@@ -101,6 +104,9 @@ class HeldClaims:
         self.running: dict[Claim, None] = {}
         self.settling: dict[Claim, None] = {}
         self.distrusted: dict[Claim, None] = {}
+        #: What is paused, as this process last heard: pairs of queue and actor. The ledger refuses claims by itself; this is for those
+        #: that were under way when the pause began.
+        self.paused: Sequence[tuple[str, str]] = ()
         #: Everything unstarted, starting or running.
         self.occupied: dict[Claim, None] = {}
         self.finished = 0
@@ -176,6 +182,10 @@ class HeldClaims:
                 self._vacate(claim)
                 self.forget(claim)
                 return False
+            if claim.cancel_requested or (self.paused and self.is_paused(claim.job)):
+                self._vacate(claim)
+                self.distrusted[claim] = None
+                return False
             told = claim.job.suspect or claim.job.max_lost == 1
             if monotonic() > claim.deadline or (told and not self._commit_start(claim)):
                 # Not to be trusted, yet perhaps still ours: the heartbeat gives it back by its token once Postgres answers.
@@ -224,6 +234,17 @@ class HeldClaims:
         for claim in waited:
             self._vacate(claim)
         return waited + [claim for claim in list(self.distrusted) if self._taken(self.distrusted, claim)]
+
+    def refuse(self, claims: Iterable[Claim]) -> None:
+        """Of these, what has not started may not start, and is withdrawn next time."""
+        for claim in claims:
+            if self._taken(self.unstarted, claim):
+                self._vacate(claim)
+                self.distrusted[claim] = None
+
+    def is_paused(self, job: ClaimedJob) -> bool:
+        """Whether a job is of a queue or an actor that was paused when this process last looked."""
+        return any(queue in (job.queue, "*") and actor in (job.actor, "*") for queue, actor in self.paused)
 
     def distrust(self, claims: Iterable[Claim]) -> None:
         """Withdrawn claims whose release failed: they may not start, and are withdrawn again."""

@@ -5,13 +5,14 @@ unstarted for a whole beat is given back, since another process may have a threa
 for about a second is recorded, so that whoever looks sees since when it runs; shorter jobs cost nothing. A job far past its own time
 limit is not extended: if its thread hangs where no exception reaches it, and it cannot be given up either, the lease ends it. While
 Postgres is away nothing is extended, and each claim's own deadline (80 % of the lease, on the monotonic clock) keeps the threads from
-starting it.
+starting it. Between two beats it follows what others decided about its jobs (``runtime.orders``).
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from math import inf
 from time import monotonic
 from typing import Final
 
@@ -25,6 +26,7 @@ from ledger.records import WorkerRow
 from runtime.claims import LEASE_MARGIN, Claim, HeldClaims
 from runtime.counters import Counters
 from runtime.declaring import Declaring
+from runtime.orders import Orders
 from runtime.outage import Outage
 from runtime.routes import Routes
 from runtime.tally import Tally
@@ -39,6 +41,8 @@ TIME_LIMIT_GRACE: Final = 5.0
 START_AFTER: Final = 1.0
 #: How often a waiting heartbeat looks for such bodies, and says that it is still there, in seconds.
 LOOK: Final = 0.5
+#: How soon after a loss of its connection it beats, in seconds.
+RECONNECT: Final = 1.0
 
 
 class Heartbeat:
@@ -66,7 +70,7 @@ class Heartbeat:
         self.consumes: list[str] = []
         self._tally = Tally() if tally is None else tally
         self.pulse = Pulse()
-        self._stop = threading.Event()
+        self._orders = Orders(held, worker.id, deaf=database.pgbouncer)
         self._connection: BoundedConnection | None = None
         self._thread = threading.Thread(target=self._run, name="switchyard-heartbeat", daemon=True)
 
@@ -77,6 +81,7 @@ class Heartbeat:
             LedgerUnavailable: the first beat did not reach Postgres.
         """
         self.beat()
+        self._orders.open()
         self._thread.start()
 
     @property
@@ -86,8 +91,10 @@ class Heartbeat:
 
     def stop(self) -> None:
         """End the thread and take the process off the list of workers."""
-        self._stop.set()
+        self._orders.stop()
         self._thread.join(2.0)
+        if not self._thread.is_alive():
+            self._orders.close()
         try:
             self._record_activity(self._connected())
             write.retire_worker(self._connected(), self._worker.id)
@@ -99,15 +106,19 @@ class Heartbeat:
     def _run(self) -> None:
         outage = Outage("heartbeat")
         beat_at = monotonic() + self._held.lease / 3
-        while not self._stop.wait(max(0.0, min(LOOK, beat_at - monotonic()))):
-            self.pulse.beat()
-            beats = monotonic() >= beat_at
+        while True:
+            beats = False
             try:
+                if self._orders.wait(max(0.0, min(LOOK, beat_at - monotonic())), self._connection):
+                    return
+                self.pulse.beat()
+                beats = monotonic() >= beat_at
                 if beats:
                     self.beat()
                     outage.over()
                 else:
                     self.record_starts()
+                    self.follow_orders()
             except (psycopg.Error, LedgerUnavailable) as error:
                 # The leases run on; whoever's end passes 80 % is not started, and what runs keeps its result until Postgres is back.
                 outage.failed(error)
@@ -118,6 +129,9 @@ class Heartbeat:
                 self._disconnect()
             if beats:
                 beat_at = monotonic() + self._held.lease / 3
+            if self._connection is None:
+                # Nothing is heard: a beat makes a new one, and looks what was missed.
+                beat_at = min(beat_at, monotonic() + RECONNECT)
 
     def beat(self) -> None:
         """One beat: the leases, the worker's row, and what follows from the answer."""
@@ -137,7 +151,8 @@ class Heartbeat:
         write.beat(connection, self._worker)
         self.pulse.beat()
         self._declaring.beat(connection)
-        self._release_waiting(connection)
+        self._orders.follow(connection, now=True)
+        self._release_waiting(connection, self._held.lease / 3)
         self._record_activity(connection)
 
     def record_starts(self) -> None:
@@ -149,6 +164,14 @@ class Heartbeat:
         begun = [claim for claim in list(self._held.running) if self._shows_no_start(claim, now)]
         if begun:
             self._extend(connection, begun, now)
+
+    def follow_orders(self) -> None:
+        """Stop what is to stop, and give back at once what may not start; no statement if nobody decided anything."""
+        connection = self._connection
+        if connection is not None and not connection.closed:
+            self._orders.follow(connection)
+            if self._held.distrusted:
+                self._release_waiting(connection, inf)
 
     def _extend(self, connection: BoundedConnection, held: list[Claim], now: float) -> None:
         self.pulse.beat()
@@ -173,8 +196,8 @@ class Heartbeat:
                 self._tally.put_back(entries)
                 raise
 
-    def _release_waiting(self, connection: BoundedConnection) -> None:
-        waited = self._held.withdraw(older_than=self._held.lease / 3)
+    def _release_waiting(self, connection: BoundedConnection, older_than: float) -> None:
+        waited = self._held.withdraw(older_than)
         if waited:
             try:
                 write.release_unstarted(connection, [(claim.job.id, claim.token) for claim in waited])
@@ -213,6 +236,7 @@ class Heartbeat:
     def _connected(self) -> BoundedConnection:
         if self._connection is None or self._connection.closed:
             self._connection = self._database.dedicated("heartbeat", batches=True)
+            self._orders.listen(self._connection)
         return self._connection
 
     def _disconnect(self) -> None:

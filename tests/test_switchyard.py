@@ -14,10 +14,11 @@ from tests.rig.processes import ROOT, base_environment
 
 #: Names that apps and actors import. Adding one is a decision, removing one breaks somebody.
 PUBLIC = {
-    "Attempt", "Counts", "EnlistRefused", "Job", "JobExists", "JobNotFound", "LeaseLost", "LedgerNotMigrated", "LedgerUnavailable",
-    "LogLine", "OptionError", "Page", "PayloadError", "Permanent", "Retry", "SettingsError", "Snooze", "State", "SwitchyardError",
-    "attempts", "cancel", "configure", "counts", "current_job", "database", "enlist", "enqueue_many", "get_job", "job_context",
-    "list_jobs", "logs", "replay", "settings", "wait",
+    "Attempt", "CancelCount", "Cancelled", "Counts", "EnlistRefused", "Job", "JobExists", "JobNotFound", "LeaseLost",
+    "LedgerNotMigrated", "LedgerUnavailable", "LogLine", "OptionError", "Page", "Pause", "PayloadError", "Permanent", "Retry",
+    "SettingsError", "Snooze", "State", "SwitchyardError", "attempts", "cancel", "cancel_many", "configure", "counts",
+    "current_job", "database", "enlist", "enqueue_many", "get_job", "job_context", "list_jobs", "logs", "pause", "paused", "replay",
+    "resume", "settings", "wait",
 }  # fmt: skip
 
 

@@ -60,7 +60,7 @@ SELECT
 
 -- name: sample
 -- What is on its way through each queue that holds anything or that a living worker consumes: one row per queue and interval, whoever
--- writes it. An active row is running, or has a next_publish_at, or is pending in the Postgres broker: read.sql says why.
+-- writes it. An active row is running, or has a next_publish_at, or is pending in the Postgres broker, or parked: read.sql says why.
 INSERT INTO switchyard.sample (at, queue, scheduled, pending, running, retrying, oldest_pending)
 SELECT
     to_timestamp(floor(extract(epoch FROM clock_timestamp()) / %(every)s) * %(every)s),
@@ -78,7 +78,11 @@ FROM (
     UNION ALL
     SELECT queue, state, run_at FROM switchyard.job WHERE next_publish_at IS NOT NULL
     UNION ALL
-    SELECT queue, state, run_at FROM switchyard.job WHERE state = 'pending' AND broker = 'postgres' AND next_publish_at IS NULL
+    SELECT queue, state, run_at
+    FROM switchyard.job
+    WHERE state = 'pending' AND broker = 'postgres' AND next_publish_at IS NULL AND wait_reason IS DISTINCT FROM 'paused'
+    UNION ALL
+    SELECT queue, state, run_at FROM switchyard.job WHERE state = 'pending' AND wait_reason = 'paused'
 ) AS a
 FULL JOIN (
     SELECT DISTINCT unnest(queues) AS queue

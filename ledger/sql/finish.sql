@@ -20,7 +20,8 @@ RETURNING j.id;
 
 -- name: finish_otherwise
 -- A batch of executions that ended in any other way: a retry, a dead letter, a cancellation, a snooze, a release. The history of
--- the execution is written with it.
+-- the execution is written with it. Whatever it was to be: if somebody asked the job to stop, it is cancelled (ADR 27). Returns the
+-- outcome that was written beside the id.
 WITH f AS (
     SELECT *
     FROM unnest(
@@ -31,21 +32,30 @@ WITH f AS (
 ),
 left_running AS (
     UPDATE switchyard.job AS j
-    SET state = f.state, token = NULL, last_token = j.token, lease_until = NULL, suspect = false,
-        failures = j.failures + CASE WHEN f.outcome = 'failed' THEN 1 ELSE 0 END,
+    SET state = CASE WHEN j.cancel_requested_at IS NULL THEN f.state ELSE 'cancelled' END,
+        token = NULL, last_token = j.token, lease_until = NULL, suspect = false,
+        failures = j.failures + CASE WHEN f.outcome = 'failed' AND j.cancel_requested_at IS NULL THEN 1 ELSE 0 END,
         started_at = clock_timestamp() - make_interval(secs => f.started_age),
-        finished_at = CASE WHEN f.state IN ('dead', 'cancelled') THEN clock_timestamp() - make_interval(secs => f.finished_age) END,
+        finished_at = CASE
+            WHEN f.state IN ('dead', 'cancelled') OR j.cancel_requested_at IS NOT NULL
+                THEN clock_timestamp() - make_interval(secs => f.finished_age)
+        END,
         run_at = CASE
-            WHEN f.state IN ('retrying', 'scheduled', 'pending') THEN clock_timestamp() + make_interval(secs => f.delay)
+            WHEN f.state IN ('retrying', 'scheduled', 'pending') AND j.cancel_requested_at IS NULL
+                THEN clock_timestamp() + make_interval(secs => f.delay)
             ELSE j.run_at
         END,
         next_publish_at = CASE
-            WHEN f.state IN ('retrying', 'scheduled', 'pending') THEN clock_timestamp() + make_interval(secs => f.delay)
+            WHEN f.state IN ('retrying', 'scheduled', 'pending') AND j.cancel_requested_at IS NULL
+                THEN clock_timestamp() + make_interval(secs => f.delay)
         END,
-        error_type = coalesce(f.error_type, j.error_type), error = coalesce(f.error, j.error), dead_reason = f.dead_reason
+        error_type = coalesce(f.error_type, j.error_type), error = coalesce(f.error, j.error),
+        dead_reason = CASE WHEN j.cancel_requested_at IS NULL THEN f.dead_reason END
     FROM f
     WHERE j.id = ANY(%(ids)s::bigint[]) AND j.id = f.id AND j.token = f.token AND CASE WHEN j.state = 'running' THEN true END
-    RETURNING j.id, j.generation, j.attempt, j.worker, j.started_at, f.outcome, f.finished_age, f.error_type, f.error, f.traceback
+    RETURNING
+        j.id, j.generation, j.attempt, j.worker, j.started_at, f.finished_age, f.error_type, f.error, f.traceback,
+        CASE WHEN j.cancel_requested_at IS NULL THEN f.outcome ELSE 'cancelled' END AS outcome
 )
 INSERT INTO switchyard.attempt (
     job_id, generation, attempt, worker, started_at, finished_at, outcome, error_type, error, traceback
@@ -54,13 +64,16 @@ SELECT
     id, generation, attempt, worker, started_at, clock_timestamp() - make_interval(secs => finished_age), outcome, error_type, error,
     traceback
 FROM left_running
-RETURNING job_id AS id;
+RETURNING job_id AS id, outcome;
 
 -- name: release_unstarted
--- Claims that never started go back and leave no trace: not even the attempt's number is spent. Due at once.
+-- Claims that never started go back and leave no trace: not even the attempt's number is spent. Due at once, unless they were asked to
+-- stop: then that is their end.
 UPDATE switchyard.job AS j
-SET state = 'pending', attempt = j.attempt - 1, token = NULL, last_token = j.token, lease_until = NULL, worker = NULL,
-    next_publish_at = clock_timestamp()
+SET state = CASE WHEN j.cancel_requested_at IS NULL THEN 'pending' ELSE 'cancelled' END,
+    attempt = j.attempt - 1, token = NULL, last_token = j.token, lease_until = NULL, worker = NULL,
+    next_publish_at = CASE WHEN j.cancel_requested_at IS NULL THEN clock_timestamp() END,
+    finished_at = CASE WHEN j.cancel_requested_at IS NOT NULL THEN clock_timestamp() END
 FROM unnest(%(ids)s::bigint[], %(tokens)s::uuid[]) AS f (id, token)
 WHERE j.id = ANY(%(ids)s::bigint[]) AND j.id = f.id AND j.token = f.token AND CASE WHEN j.state = 'running' THEN true END
 RETURNING j.id;

@@ -12,6 +12,7 @@
 -- worker declared one: at the caller's own broker). Read here and not by the caller, so that no keeper acts on a route of yesterday. The
 -- next look is pushed back first (by a grace, doubling up to 15 min for those that are put off again and again; never for the Postgres
 -- broker, whose row is the message); the caller publishes after the commit. Rows whose broker the caller cannot reach stay untouched.
+-- What is paused is parked instead, and not published: see control.sql.
 WITH due AS MATERIALIZED (
     SELECT id
     FROM switchyard.job AS j
@@ -27,11 +28,15 @@ WITH due AS MATERIALIZED (
     FOR UPDATE SKIP LOCKED
 )
 UPDATE switchyard.job AS j
-SET state = 'pending', publish_count = abs(j.publish_count) + 1,
-    (broker, next_publish_at) = (
+SET state = 'pending',
+    (broker, publish_count, wait_reason, wait_since, next_publish_at) = (
         SELECT
             goal.broker,
+            CASE WHEN goal.paused THEN -abs(j.publish_count) ELSE abs(j.publish_count) + 1 END,
+            CASE WHEN goal.paused THEN 'paused' ELSE j.wait_reason END,
+            CASE WHEN goal.paused THEN clock_timestamp() ELSE j.wait_since END,
             CASE
+                WHEN goal.paused THEN NULL
                 WHEN goal.broker = ANY(%(carrying)s::text[])
                     THEN coalesce(%(now)s, clock_timestamp()) + make_interval(secs => CASE
                         WHEN j.suspect OR j.wait_reason IS NOT NULL THEN least(%(grace)s * 2 ^ least(abs(j.publish_count), 10), 900)
@@ -43,11 +48,14 @@ SET state = 'pending', publish_count = abs(j.publish_count) + 1,
                 (SELECT r.broker FROM switchyard.route AS r WHERE r.queue = j.queue),
                 (SELECT r.broker FROM switchyard.route AS r WHERE r.queue = '*'),
                 %(own)s
-            ) AS broker
+            ) AS broker,
+            EXISTS (SELECT 1 FROM switchyard.pause) AND EXISTS (
+                SELECT 1 FROM switchyard.pause AS p WHERE p.queue IN (j.queue, '*') AND p.actor IN (j.actor, '*')
+            ) AS paused
         ) AS goal
     )
 WHERE j.id = ANY(ARRAY(SELECT id FROM due))
-RETURNING j.id, j.queue, j.actor, j.priority, j.broker;
+RETURNING j.id, j.queue, j.actor, j.priority, j.broker, j.wait_reason IS NOT DISTINCT FROM 'paused' AS parked;
 
 -- name: next_due
 -- When the relay has to wake up, in seconds from now; null when nothing waits.
@@ -70,7 +78,11 @@ SELECT
         SELECT 1 FROM switchyard.job WHERE expires_at < clock_timestamp() AND state IN ('scheduled', 'pending', 'retrying')
     ) AS expired,
     EXISTS (SELECT 1 FROM switchyard.job WHERE wait_reason = 'unknown_actor') AS unknown,
-    EXISTS (SELECT 1 FROM switchyard.job WHERE state = 'pending' AND broker = 'postgres') AS waiting,
+    EXISTS (
+        SELECT 1 FROM switchyard.job WHERE state = 'pending' AND broker = 'postgres' AND wait_reason IS DISTINCT FROM 'paused'
+    ) AS waiting,
+    EXISTS (SELECT 1 FROM switchyard.pause) AS paused,
+    EXISTS (SELECT 1 FROM switchyard.job WHERE state = 'pending' AND wait_reason = 'paused') AS parked,
     -- What the search for strays needs to know at every sweep.
     (SELECT coalesce(json_object_agg(queue, broker), '{}') FROM switchyard.route) AS routes;
 
@@ -91,7 +103,8 @@ GROUP BY j.worker;
 -- suspect too: the two never meet in one process again. A guilty job waits longer with each loss. A living process that lets go of a job
 -- which had started lost hold of this very job: that is a loss at once. So it is for a job that may not be lost twice (max_lost 1) and
 -- had started, whoever killed the process: it must not run again. It clears nobody else. What had not started is nobody's fault: a
--- claim, say, that was committed after its process had looked for it in vain.
+-- claim, say, that was committed after its process had looked for it in vain. A job that was asked to stop has stopped: whatever the
+-- verdict, it is cancelled.
 WITH expired AS MATERIALIZED (
     SELECT
         j.id, coalesce(j.max_lost, %(max_lost)s) AS max_lost,
@@ -117,21 +130,26 @@ verdict AS (
 rescued AS (
     UPDATE switchyard.job AS j
     SET state = CASE
+            WHEN j.cancel_requested_at IS NOT NULL THEN 'cancelled'
             WHEN v.guilty AND j.lost + 1 >= v.max_lost THEN 'dead'
             WHEN v.guilty THEN 'scheduled'
             ELSE 'pending'
         END,
         lost = j.lost + CASE WHEN v.guilty THEN 1 ELSE 0 END,
         suspect = CASE
-            WHEN v.guilty AND j.lost + 1 >= v.max_lost THEN false
+            WHEN j.cancel_requested_at IS NOT NULL OR v.guilty AND j.lost + 1 >= v.max_lost THEN false
             WHEN %(alive)s THEN v.guilty OR j.suspect
             WHEN v.found THEN v.guilty OR j.suspect OR j.started_at IS NOT NULL
             ELSE true
         END,
         -- last_token says what a holder committed itself; a claim taken back was not, and its late holder has to learn that.
         token = NULL, last_token = NULL, lease_until = NULL,
-        finished_at = CASE WHEN v.guilty AND j.lost + 1 >= v.max_lost THEN clock_timestamp() END,
-        dead_reason = CASE WHEN v.guilty AND j.lost + 1 >= v.max_lost THEN 'worker_lost' END,
+        finished_at = CASE
+            WHEN j.cancel_requested_at IS NOT NULL OR v.guilty AND j.lost + 1 >= v.max_lost THEN clock_timestamp()
+        END,
+        dead_reason = CASE
+            WHEN j.cancel_requested_at IS NULL AND v.guilty AND j.lost + 1 >= v.max_lost THEN 'worker_lost'
+        END,
         error_type = CASE WHEN v.guilty THEN 'WorkerLost' ELSE j.error_type END,
         error = CASE WHEN v.guilty THEN 'the worker process ' || %(worker)s || ' was lost while it ran this job' ELSE j.error END,
         run_at = CASE
@@ -139,7 +157,7 @@ rescued AS (
             ELSE j.run_at
         END,
         next_publish_at = CASE
-            WHEN v.guilty AND j.lost + 1 >= v.max_lost THEN NULL
+            WHEN j.cancel_requested_at IS NOT NULL OR v.guilty AND j.lost + 1 >= v.max_lost THEN NULL
             WHEN v.guilty THEN coalesce(%(now)s, clock_timestamp()) + make_interval(secs => %(backoff)s * 2 ^ j.lost)
             ELSE coalesce(%(now)s, clock_timestamp())
         END
@@ -203,7 +221,7 @@ strange AS MATERIALIZED (
     CROSS JOIN LATERAL (
         SELECT id, actor, wait_reason
         FROM switchyard.job
-        WHERE queue = q.name AND NOT suspect AND state = 'pending' AND broker = 'postgres'
+        WHERE queue = q.name AND NOT suspect AND state = 'pending' AND broker = 'postgres' AND wait_reason IS DISTINCT FROM 'paused'
         ORDER BY priority, id
         LIMIT 1000
     ) AS head

@@ -1,6 +1,6 @@
 -- What people look at. The completed jobs are the bulk of the table and have no index of their own, so nothing here may have to
 -- walk past them: whatever is active or ended badly is found by the partial indexes that the relay, the rescue and the claim use.
--- An active row is running, or has a next_publish_at, or is pending in the Postgres broker; the branches below are these three.
+-- An active row is running, or has a next_publish_at, or is pending in the Postgres broker, or parked; the branches below are these.
 
 -- name: count_unfinished
 -- Exact counts of everything but the completed.
@@ -10,7 +10,11 @@ FROM (
     UNION ALL
     SELECT queue, actor, state FROM switchyard.job WHERE next_publish_at IS NOT NULL
     UNION ALL
-    SELECT queue, actor, state FROM switchyard.job WHERE state = 'pending' AND broker = 'postgres' AND next_publish_at IS NULL
+    SELECT queue, actor, state
+    FROM switchyard.job
+    WHERE state = 'pending' AND broker = 'postgres' AND next_publish_at IS NULL AND wait_reason IS DISTINCT FROM 'paused'
+    UNION ALL
+    SELECT queue, actor, state FROM switchyard.job WHERE state = 'pending' AND wait_reason = 'paused'
     UNION ALL
     SELECT queue, actor, state FROM switchyard.job WHERE state IN ('dead', 'cancelled')
 ) AS unfinished
@@ -51,7 +55,11 @@ FROM (
     UNION ALL
     SELECT queue, state, run_at FROM switchyard.job WHERE next_publish_at IS NOT NULL
     UNION ALL
-    SELECT queue, state, run_at FROM switchyard.job WHERE state = 'pending' AND broker = 'postgres' AND next_publish_at IS NULL
+    SELECT queue, state, run_at
+    FROM switchyard.job
+    WHERE state = 'pending' AND broker = 'postgres' AND next_publish_at IS NULL AND wait_reason IS DISTINCT FROM 'paused'
+    UNION ALL
+    SELECT queue, state, run_at FROM switchyard.job WHERE state = 'pending' AND wait_reason = 'paused'
 ) AS active
 GROUP BY queue
 ORDER BY queue;
@@ -63,6 +71,10 @@ SELECT id, message_id::text AS message_id, parent_id::text AS parent_id, actor, 
        error_type, error, dead_reason, wait_reason, broker, worker, cancel_requested_at, idempotency_key, rate_key, concurrency_key,
        batch_id::text AS batch_id, fingerprint, schedule, tick_at
 FROM switchyard.job;
+
+-- name: job_states
+-- Rows and their states; the conditions are the caller's to add.
+SELECT id, state FROM switchyard.job;
 
 -- name: row_id
 -- The row of a message id.

@@ -103,10 +103,15 @@ SELECT
 ON CONFLICT (queue, broker) DO UPDATE SET entered_at = excluded.entered_at;
 
 -- name: pending_places
--- Which queues have pending rows last published to which broker: one index probe for each pair, however many rows there are.
+-- Which queues have pending rows last published to which broker: one index probe for each pair, however many rows there are. What is
+-- parked lies nowhere.
 WITH RECURSIVE carried AS (
     (
-        SELECT broker, queue FROM switchyard.job WHERE state = 'pending' AND broker <> 'postgres' ORDER BY broker, queue LIMIT 1
+        SELECT broker, queue
+        FROM switchyard.job
+        WHERE state = 'pending' AND broker <> 'postgres' AND wait_reason IS DISTINCT FROM 'paused'
+        ORDER BY broker, queue
+        LIMIT 1
     )
     UNION ALL
     SELECT following.broker, following.queue
@@ -114,14 +119,19 @@ WITH RECURSIVE carried AS (
     CROSS JOIN LATERAL (
         SELECT j.broker, j.queue
         FROM switchyard.job AS j
-        WHERE j.state = 'pending' AND j.broker <> 'postgres' AND (j.broker, j.queue) > (c.broker, c.queue)
+        WHERE j.state = 'pending' AND j.broker <> 'postgres' AND j.wait_reason IS DISTINCT FROM 'paused'
+            AND (j.broker, j.queue) > (c.broker, c.queue)
         ORDER BY j.broker, j.queue
         LIMIT 1
     ) AS following
 ),
 kept AS (
     (
-        SELECT queue FROM switchyard.job WHERE state = 'pending' AND broker = 'postgres' ORDER BY queue LIMIT 1
+        SELECT queue
+        FROM switchyard.job
+        WHERE state = 'pending' AND broker = 'postgres' AND wait_reason IS DISTINCT FROM 'paused'
+        ORDER BY queue
+        LIMIT 1
     )
     UNION ALL
     SELECT following.queue
@@ -129,7 +139,7 @@ kept AS (
     CROSS JOIN LATERAL (
         SELECT j.queue
         FROM switchyard.job AS j
-        WHERE j.state = 'pending' AND j.broker = 'postgres' AND j.queue > k.queue
+        WHERE j.state = 'pending' AND j.broker = 'postgres' AND j.wait_reason IS DISTINCT FROM 'paused' AND j.queue > k.queue
         ORDER BY j.queue
         LIMIT 1
     ) AS following
@@ -144,6 +154,7 @@ WITH kept AS MATERIALIZED (
     SELECT id
     FROM switchyard.job
     WHERE state = 'pending' AND broker = 'postgres' AND %(broker)s = 'postgres' AND queue = %(queue)s
+        AND wait_reason IS DISTINCT FROM 'paused'
     LIMIT %(limit)s
     FOR UPDATE SKIP LOCKED
 ),
@@ -151,6 +162,7 @@ carried AS MATERIALIZED (
     SELECT id
     FROM switchyard.job
     WHERE state = 'pending' AND broker <> 'postgres' AND broker = %(broker)s AND queue = %(queue)s
+        AND wait_reason IS DISTINCT FROM 'paused'
     LIMIT %(limit)s
     FOR UPDATE SKIP LOCKED
 )
@@ -169,7 +181,7 @@ RETURNING j.id, j.queue, j.actor, j.priority, j.broker;
 UPDATE switchyard.job AS j
 SET broker = %(to)s, publish_count = 1,
     next_publish_at = CASE WHEN %(carries)s THEN clock_timestamp() + make_interval(secs => %(grace)s) END
-WHERE j.id = ANY(%(ids)s::bigint[]) AND j.state = 'pending' AND j.broker <> %(to)s
+WHERE j.id = ANY(%(ids)s::bigint[]) AND j.state = 'pending' AND j.broker <> %(to)s AND j.wait_reason IS DISTINCT FROM 'paused'
 RETURNING j.id, j.queue, j.actor, j.priority, j.broker;
 
 -- name: pending_by_broker
@@ -177,9 +189,9 @@ RETURNING j.id, j.queue, j.actor, j.priority, j.broker;
 -- halves are what the partial indexes hold.
 SELECT broker, count(*), extract(epoch FROM clock_timestamp() - min(run_at))::float8
 FROM (
-    SELECT broker, run_at FROM switchyard.job WHERE state = 'pending' AND broker <> 'postgres'
+    SELECT broker, run_at FROM switchyard.job WHERE state = 'pending' AND broker <> 'postgres' AND wait_reason IS DISTINCT FROM 'paused'
     UNION ALL
-    SELECT broker, run_at FROM switchyard.job WHERE state = 'pending' AND broker = 'postgres'
+    SELECT broker, run_at FROM switchyard.job WHERE state = 'pending' AND broker = 'postgres' AND wait_reason IS DISTINCT FROM 'paused'
 ) AS waiting
 GROUP BY broker;
 
@@ -187,7 +199,7 @@ GROUP BY broker;
 -- How many pending rows of some queues were last published to one broker.
 SELECT count(*)
 FROM switchyard.job
-WHERE state = 'pending' AND queue = ANY(%(queues)s::text[]) AND broker = %(broker)s;
+WHERE state = 'pending' AND queue = ANY(%(queues)s::text[]) AND broker = %(broker)s AND wait_reason IS DISTINCT FROM 'paused';
 
 -- name: broker_users
 -- What the living workers declare and consume.

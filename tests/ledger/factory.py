@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from psycopg import Connection
 
-from ledger import write
+from ledger import control, write
 from ledger.records import ClaimedJob, DueJob, Finish, NewJob, WorkerRow
 from ledger.states import State
 
@@ -80,7 +80,7 @@ def add_in(ledger: Conn, state: State, **fields: Any) -> int:
         return id_
     if state is State.CANCELLED:
         message_id = fetch(ledger, id_, "message_id")
-        assert write.cancel_waiting(ledger, str(message_id))
+        assert control.cancel(ledger, str(message_id)) is State.CANCELLED
         return id_
     by = claim(ledger, id_)
     if state is State.COMPLETED:
@@ -115,7 +115,7 @@ def clear(ledger: Conn) -> None:
     """Empty the ledger, also of active jobs, whose removal is refused."""
     with ledger.transaction():
         ledger.execute("SET LOCAL session_replication_role = replica")
-        for table in ("job_log", "attempt", "job"):
+        for table in ("job_log", "attempt", "job", "pause"):
             ledger.execute(f"DELETE FROM switchyard.{table}")  # noqa: S608
 
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 
 from ledger import write
+from ledger.records import Unclaimed
 from ledger.states import State
 from tests.ledger.blocking import Meanwhile, wait_for_lock
 from tests.ledger.factory import (
@@ -76,7 +77,7 @@ def test_rows_of_an_unknown_actor_are_left_alone(ledger):
 
     assert claim_by_id(ledger, [id_]) == []
     assert claim_next(ledger) == []
-    assert write.why_not_claimed(ledger, [id_, id_ + 1]) == {id_: (State.PENDING, "stranger", False)}
+    assert write.why_not_claimed(ledger, [id_, id_ + 1]) == {id_: Unclaimed(State.PENDING, "stranger", False, False)}
 
 
 def test_suspects_are_claimed_only_when_asked_for(ledger):

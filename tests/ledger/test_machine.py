@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from errors import JobExists
-from ledger import read, routes, write
+from ledger import control, read, routes, write
+from ledger.control import CancelCount
 from ledger.database import Database
 from ledger.records import Finish
 from ledger.routes import Place
 from ledger.sql import SQL
-from ledger.states import TERMINAL, WAITING, State, is_legal
+from ledger.states import ACTIVE, TERMINAL, WAITING, State, is_legal
 from tests.ledger.factory import clear, completed, failed, new_job, relay_due, released, token
 
 MAX_LOST = 2
@@ -61,6 +62,8 @@ class Model:
     result: Any = None
     started: bool = False
     long_lease: bool = False
+    asked: bool = False
+    parked: bool = False
     history: list[tuple[int, int, str]] = field(default_factory=list)
 
     def leave_running(self, state: State, outcome: str | None, *, due: bool = False) -> None:
@@ -88,7 +91,7 @@ def step(*, weight: int, when: Callable[[Any], Any] = lambda _: True, **draws: s
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """Two workers, two brokers, one keeper, and somebody who sends, cancels and replays."""
+    """Two workers, two brokers, one keeper, and somebody who sends, cancels, pauses, edits and replays."""
 
     database: Database
 
@@ -101,6 +104,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.claims: list[tuple[int, str]] = []
         self.before: dict[int, tuple[State, int]] = {}
         self.now = datetime(2100, 1, 1, tzinfo=UTC)
+        self.paused = False
         self.enqueue_many(None, 3)
 
     def teardown(self) -> None:
@@ -196,7 +200,7 @@ class LedgerMachine(RuleBasedStateMachine):
             model = self.jobs[entry.id]
             model.state, model.token, model.worker, model.due, model.sent = State.RUNNING, by, worker, False, False
             model.attempt += 1
-            model.started, model.long_lease = False, long
+            model.started, model.long_lease, model.parked = False, long, False
             assert (entry.generation, entry.attempt, entry.failures) == (model.generation, model.attempt, model.failures)
             self.claims.append((entry.id, by))
 
@@ -215,12 +219,17 @@ class LedgerMachine(RuleBasedStateMachine):
         if by_id:
             ids = list(dict.fromkeys([*ids, data.draw(st.sampled_from(list(self.jobs)))]))
             wanted = [id_ for id_ in ids if self.jobs[id_].state is State.PENDING and self.jobs[id_].suspect is suspects]
+            wanted = [] if self.paused else wanted
             claim = partial(write.claim_by_id, self.ledger, ids, actors=["work"], suspects=suspects)
         else:
             ready = [
                 (job.priority, id_)
                 for id_, job in self.jobs.items()
-                if job.state is State.PENDING and job.broker == "postgres" and job.suspect is suspects
+                if job.state is State.PENDING
+                and job.broker == "postgres"
+                and job.suspect is suspects
+                and not job.parked
+                and not self.paused
             ]
             wanted = [id_ for _, id_ in sorted(ready)[: len(ids)]]
             claim = partial(write.claim_next, self.ledger, "default", len(ids), actors=["work"], suspects=suspects)
@@ -291,10 +300,12 @@ class LedgerMachine(RuleBasedStateMachine):
             model = self.jobs[entry.id]
             if entry.id not in ours:
                 continue
-            waits = entry.state in WAITING
-            model.leave_running(entry.state, entry.outcome, due=waits)
-            model.last_token, model.suspect, model.dead_reason = entry.token, False, entry.dead_reason
-            model.failures += entry.outcome == "failed"
+            state, outcome, reason = entry.state, entry.outcome, entry.dead_reason
+            if model.asked and state is not State.COMPLETED:
+                state, outcome, reason = State.CANCELLED, "cancelled", None
+            model.leave_running(state, outcome, due=state in WAITING)
+            model.last_token, model.suspect, model.dead_reason = entry.token, False, reason
+            model.failures += outcome == "failed"
             model.result = entry.token if entry.state is State.COMPLETED else None
         if reply == "lost":
             assert write.finish(self.ledger, batch) == set()
@@ -309,16 +320,80 @@ class LedgerMachine(RuleBasedStateMachine):
         for id_, by in back:
             if id_ in ours:
                 model = self.jobs[id_]
-                model.leave_running(State.PENDING, None, due=True)
+                model.leave_running(State.CANCELLED if model.asked else State.PENDING, None, due=not model.asked)
                 model.attempt -= 1
                 model.last_token, model.worker = by, None
 
     @step(weight=1, when=lambda self: self.jobs)
     def cancel(self, data: st.DataObject) -> None:
-        model = self.jobs[self.some(data, WAITING)[0]]
-        assert write.cancel_waiting(self.ledger, model.message_id) is (model.state in WAITING)
+        model = self.jobs[self.some(data, ACTIVE)[0]]
+        after = control.cancel(self.ledger, model.message_id)
+        assert after == (None if model.state in TERMINAL else State.RUNNING if model.state is State.RUNNING else State.CANCELLED)
+        self.cancelled(model)
+
+    def cancelled(self, model: Model) -> None:
         if model.state in WAITING:
-            model.state, model.due = State.CANCELLED, False
+            model.state, model.due, model.parked = State.CANCELLED, False, False
+        elif model.state is State.RUNNING:
+            model.asked = True
+
+    @step(weight=1, when=lambda self: self.jobs)
+    def cancel_many(self, data: st.DataObject) -> None:
+        ids = self.some(data, ACTIVE)
+        met = [self.jobs[id_] for id_ in ids if self.jobs[id_].state in ACTIVE]
+        running = sum(model.state is State.RUNNING for model in met)
+        assert control.cancel_rows(self.ledger, ids, sorted(ACTIVE)) == CancelCount(cancelled=len(met) - running, asked=running)
+        for model in met:
+            self.cancelled(model)
+
+    @step(weight=2, on=st.booleans())
+    def pause(self, _: st.DataObject, on: bool) -> None:
+        done = control.pause(self.ledger, "default", "*") if on else control.resume(self.ledger, "default", "*")
+        assert done is (self.paused is not on)
+        self.paused = on
+
+    @step(weight=3, when=lambda self: self.paused, by_id=st.booleans(), broker=BROKERS)
+    def park(self, data: st.DataObject, by_id: bool, broker: str) -> None:
+        if by_id:
+            ids = self.some(data, {State.PENDING})
+            control.park_rows(self.ledger, ids)
+        else:
+            control.park_place(self.ledger, broker, "default", "work")
+            ids = [id_ for id_, job in self.jobs.items() if job.broker == broker]
+        for model in [self.jobs[id_] for id_ in ids]:
+            if model.state is State.PENDING and not model.parked:
+                model.parked, model.due, model.sent = True, False, False
+
+    @step(
+        weight=3, when=lambda self: any(job.parked for job in self.jobs.values()), limit=st.sampled_from([1, 1_000]), crash=RARELY
+    )
+    def unpark(self, _: st.DataObject, limit: int, crash: bool) -> None:
+        waiting = sorted((job.priority, id_) for id_, job in self.jobs.items() if job.parked and not self.paused)[:limit]
+        with self.ledger.transaction(force_rollback=crash):
+            assert control.unpark(self.ledger, limit) == len(waiting)
+        for _, id_ in waiting if not crash else ():
+            self.jobs[id_].parked, self.jobs[id_].due = False, True
+
+    @step(
+        weight=2,
+        when=lambda self: self.jobs,
+        priority=st.sampled_from([None, 0, 1]),
+        delay=st.sampled_from([None, None, 0.0, 60.0]),
+    )
+    def edit(self, data: st.DataObject, priority: int | None, delay: float | None) -> None:
+        id_ = self.some(data, WAITING)[0]
+        model = self.jobs[id_]
+        done = control.edit(self.ledger, id_, control.Change(priority=priority, delay=delay))
+        assert done is (model.state in WAITING)
+        if not done:
+            return
+        pending, moved = model.state is State.PENDING, priority not in (None, model.priority)
+        model.priority = model.priority if priority is None else priority
+        if delay:
+            model.state = State.SCHEDULED if pending else model.state
+            model.due, model.sent, model.parked = True, False, False
+        elif pending and moved:
+            model.sent = False
 
     @step(weight=2, when=lambda self: self.jobs)
     def replay(self, data: st.DataObject) -> None:
@@ -327,7 +402,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert write.replay(self.ledger, model.message_id) is (model.state in badly)
         if model.state in badly:
             model.state, model.due, model.suspect, model.worker, model.dead_reason = State.PENDING, True, False, None, None
-            model.sent = False
+            model.sent = model.asked = False
             model.generation += 1
             model.attempt = model.failures = model.lost = 0
 
@@ -344,14 +419,14 @@ class LedgerMachine(RuleBasedStateMachine):
         assert relayed <= due
         assert len(relayed) == min(limit, len(due))
         for id_ in relayed:
-            model = self.jobs[id_]
-            model.state, model.broker, model.due, model.sent = State.PENDING, broker, broker != "postgres", broker != "postgres"
+            model, carried = self.jobs[id_], broker != "postgres" and not self.paused
+            model.state, model.broker, model.due, model.sent, model.parked = State.PENDING, broker, carried, carried, self.paused
 
     @step(weight=2, to=BROKERS, limit=st.sampled_from([2, 1_000]), crash=RARELY)
     def switch(self, _: st.DataObject, to: str, limit: int, crash: bool) -> None:
         """The route leads to another broker: what waits elsewhere moves, and is as if it had been sent there."""
         (old,) = {"postgres", "redis"} - {to}
-        waiting = {id_ for id_, job in self.jobs.items() if job.state is State.PENDING and job.broker == old}
+        waiting = {id_ for id_, job in self.jobs.items() if job.state is State.PENDING and job.broker == old and not job.parked}
         with self.ledger.transaction(force_rollback=crash):
             self.ledger.execute("INSERT INTO switchyard.route (queue, broker) VALUES ('default', %s)", [to])
             stale = routes.move_pending(self.ledger, Place(to, "default"), old, carries=old != "postgres", grace=30.0)
@@ -388,11 +463,13 @@ class LedgerMachine(RuleBasedStateMachine):
         assert set(found) == {id_ for id_, _ in expired}
         for id_, model in expired:
             model.lost += id_ in guilty
-            dead = id_ in guilty and model.lost >= (model.max_lost or MAX_LOST)
-            state = State.DEAD if dead else State.SCHEDULED if id_ in guilty else State.PENDING
+            dead = id_ in guilty and model.lost >= (model.max_lost or MAX_LOST) and not model.asked
+            state = (
+                State.CANCELLED if model.asked else State.DEAD if dead else State.SCHEDULED if id_ in guilty else State.PENDING
+            )
             beside = not alive and (model.started or not culprits)
-            model.suspect = not dead and (id_ in guilty or model.suspect or beside)
-            model.leave_running(state, "lost", due=not dead)
+            model.suspect = not dead and not model.asked and (id_ in guilty or model.suspect or beside)
+            model.leave_running(state, "lost", due=state in WAITING)
             model.last_token, model.dead_reason = None, "worker_lost" if dead else None
             assert (found[id_].state, found[id_].lost, found[id_].guilty) == (state, model.lost, id_ in guilty)
 
@@ -406,17 +483,19 @@ class LedgerMachine(RuleBasedStateMachine):
             for id_ in waited:
                 model = self.jobs[id_]
                 model.state, model.due, model.suspect, model.dead_reason = State.DEAD, False, False, "expired"
+                model.parked = False
 
     @invariant()
     def the_ledger_is_as_the_model_says(self) -> None:
         rows = self.ledger.execute(
             "SELECT id, message_id::text, broker, priority, state, next_publish_at IS NOT NULL, generation, attempt, failures, lost,"
-            " suspect, token::text, last_token::text, worker, dead_reason, result FROM switchyard.job"
+            " suspect, token::text, last_token::text, worker, dead_reason, result, coalesce(wait_reason = 'paused', false),"
+            " cancel_requested_at IS NOT NULL FROM switchyard.job"
         ).fetchall()
         assert {row[0]: row[1:] for row in rows} == {
             id_: (
                 job.message_id, job.broker, job.priority, job.state, job.due, job.generation, job.attempt, job.failures, job.lost,
-                job.suspect, job.token, job.last_token, job.worker, job.dead_reason, job.result,
+                job.suspect, job.token, job.last_token, job.worker, job.dead_reason, job.result, job.parked, job.asked,
             )
             for id_, job in self.jobs.items()
         }  # fmt: skip
@@ -428,8 +507,8 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def nothing_is_stuck(self) -> None:
         for job in self.jobs.values():
-            row_is_message = job.state is State.PENDING and job.broker == "postgres"
-            assert (job.state in TERMINAL) + (job.token is not None) + (job.due or row_is_message) == 1
+            row_is_message = job.state is State.PENDING and job.broker == "postgres" and not job.parked
+            assert (job.state in TERMINAL) + (job.token is not None) + (job.due or row_is_message) + job.parked == 1
 
     @invariant()
     def every_step_was_legal(self) -> None:

@@ -6,10 +6,9 @@ from uuid import uuid4
 
 import pytest
 
-from ledger import write
+from ledger import control, write
 from ledger.sql import SQL
 from ledger.states import WAITING, State
-from tests.ledger.blocking import Meanwhile, wait_for_lock
 from tests.ledger.factory import add, add_in, age_lease, claim, claim_next, completed, failed, fetch, history, row
 
 
@@ -17,24 +16,8 @@ def name_of(ledger, id_):
     return str(fetch(ledger, id_, "message_id"))
 
 
-@pytest.mark.parametrize("state", State)
-def test_cancelling_ends_what_waits_and_nothing_else(ledger, state):
-    id_ = add_in(ledger, state)
-    before = row(ledger, id_)
-
-    done = write.cancel_waiting(ledger, name_of(ledger, id_))
-
-    assert done is (state in WAITING)
-    if done:
-        stored = row(ledger, id_)
-        assert (stored["state"], stored["next_publish_at"]) == ("cancelled", None)
-        assert stored["finished_at"] is not None
-    else:
-        assert row(ledger, id_) == before
-
-
 def test_an_unknown_job_is_neither_cancelled_nor_replayed(ledger):
-    assert not write.cancel_waiting(ledger, str(uuid4()))
+    assert control.cancel(ledger, str(uuid4())) is None
     assert not write.replay(ledger, str(uuid4()))
 
 
@@ -86,25 +69,11 @@ def test_a_holder_from_before_the_replay_cannot_write(ledger):
     assert row(ledger, id_) == before
 
 
-def test_a_cancellation_waits_for_a_claim_and_then_comes_too_late(ledger, connect):
-    id_ = add(ledger)
-    name, other = name_of(ledger, id_), connect()
-    ledger.execute("BEGIN")
-    claim(ledger, id_)
-    meanwhile = Meanwhile(lambda: write.cancel_waiting(other, name))
-    wait_for_lock(connect(), other.info.backend_pid)
-
-    ledger.execute("COMMIT")
-
-    assert meanwhile.result() is False
-    assert fetch(ledger, id_, "state") == "running"
-
-
 def test_a_claim_skips_what_is_being_cancelled(ledger, connect):
     id_ = add(ledger)
     other = connect()
     other.execute("BEGIN")
-    assert write.cancel_waiting(other, name_of(ledger, id_))
+    assert control.cancel(other, name_of(ledger, id_)) is State.CANCELLED
 
     assert claim_next(ledger) == []
 

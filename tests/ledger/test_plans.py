@@ -16,7 +16,7 @@ import pytest
 from psycopg import sql
 
 from keeper.retention import prune
-from ledger import read, routes, sent, write
+from ledger import control, read, routes, sent, write
 from ledger.database import Database
 from ledger.routes import Place
 from ledger.sql import SQL
@@ -38,12 +38,12 @@ SEED = """
         mod(i, 3), mod(i, 10) = 0,
         now() - make_interval(secs => 100000 - i), CASE WHEN ended THEN now() END, CASE WHEN ended THEN now() END, gen_random_uuid(),
         'w' || mod(i, 4),
-        CASE WHEN state IN ('scheduled', 'retrying') OR (state = 'pending' AND broker = 'redis')
+        CASE WHEN state IN ('scheduled', 'retrying') OR (state = 'pending' AND broker = 'redis' AND mod(i, 10) <> 2)
             THEN now() + make_interval(secs => i) END,
         CASE WHEN state = 'running' THEN gen_random_uuid() END, CASE WHEN state = 'running' THEN now() END,
         CASE WHEN state = 'dead' THEN 'max_retries' END,
-        CASE WHEN state = 'pending' AND mod(i, 10) = 1 THEN 'unknown_actor' END,
-        CASE WHEN state = 'pending' AND mod(i, 10) = 1 THEN now() END
+        CASE WHEN state = 'pending' AND mod(i, 10) IN (1, 2) THEN CASE mod(i, 10) WHEN 1 THEN 'unknown_actor' ELSE 'paused' END END,
+        CASE WHEN state = 'pending' AND mod(i, 10) IN (1, 2) THEN now() END
     FROM (
         SELECT i, state, broker, state IN ('completed', 'dead', 'cancelled') AS ended
         FROM unnest(%(states)s::text[]) AS s (state), unnest(ARRAY['postgres', 'redis']) AS b (broker), generate_series(1, %(count)s) AS i
@@ -144,10 +144,16 @@ HOT: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
     "lost_due": (lambda c: sent.lost_due(c, IDS, 4e9), {"job_pkey"}),
     "expired_workers": (write.expired_workers, {"job_lease"}),
     "rescue_worker": (lambda c: write.rescue_worker(c, "w1", alive=False, max_lost=3), {"job_lease"}),
-    "cancel_waiting": (lambda c: write.cancel_waiting(c, token()), {"job_message_id_key"}),
+    "cancel": (lambda c: control.cancel(c, token()), {"job_message_id_key"}),
+    "cancel_rows": (lambda c: control.cancel_rows(c, IDS, list(State)), {"job_pkey"}),
+    "orders": (lambda c: control.orders(c, "w1", IDS), {"job_pkey"}),
+    "pauses": (control.pauses, {"job_parked"}),
+    "park_rows": (lambda c: control.park_rows(c, IDS), {"job_pkey"}),
+    "park_place": (lambda c: control.park_place(c, "redis", "q1", "a1"), {"job_placed", "job_ready", "job_pkey"}),
+    "unpark": (control.unpark, {"job_parked", "job_pkey"}),
     "replay": (lambda c: write.replay(c, token()), {"job_message_id_key"}),
     "prune": (lambda c: prune(c, Settings()), {"job_pkey"}),
-    "look": (lambda c: c.execute(SQL["look"]), {"job_lease", "job_expiry", "job_unknown_actor", "job_ready"}),
+    "look": (lambda c: c.execute(SQL["look"]), {"job_lease", "job_expiry", "job_unknown_actor", "job_ready", "job_parked"}),
     "settle_unknown": (
         lambda c: c.execute(SQL["settle_unknown"], {"now": None, "after": 60.0}),
         {"job_unknown_actor", "job_pkey"},

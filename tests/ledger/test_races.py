@@ -15,9 +15,10 @@ from typing import Any
 import psycopg
 import pytest
 
-from ledger import write
+from ledger import control, write
 from ledger.database import BoundedConnection, Database
 from ledger.sql import SQL
+from ledger.states import State
 from tests.ledger.blocking import Meanwhile, wait_for_lock
 from tests.ledger.factory import add, age_lease, claim, clear, completed, failed, fetch, history, new_job, relay_due, row, token
 
@@ -67,9 +68,9 @@ def two(place) -> Iterator[Two]:
         yield two
 
 
-def cancel(connection: BoundedConnection, id_: int) -> Callable[[], bool]:
+def cancel(connection: BoundedConnection, id_: int) -> Callable[[], State | None]:
     name = str(fetch(connection, id_, "message_id"))
-    return lambda: write.cancel_waiting(connection, name)
+    return lambda: control.cancel(connection, name)
 
 
 def claim_of(connection: BoundedConnection, id_: int, holder: str = "w1") -> Callable[[], list[int]]:
@@ -109,18 +110,19 @@ def test_of_two_claims_the_second_finds_the_row_running(two):
     assert (fetch(two.first, id_, "worker"), fetch(two.first, id_, "attempt")) == ("w1", 1)
 
 
-def test_a_claim_before_a_cancellation_wins(two):
+def test_a_claim_before_a_cancellation_wins_and_is_asked_to_stop(two):
     id_ = add(two.first)
 
-    assert two.waits_for(claim_of(two.first, id_), cancel(two.second, id_)) == ([id_], False)
+    assert two.waits_for(claim_of(two.first, id_), cancel(two.second, id_)) == ([id_], State.RUNNING)
 
-    assert fetch(two.first, id_, "state") == "running"
+    stored = row(two.first, id_)
+    assert (stored["state"], stored["cancel_requested_at"] is not None) == ("running", True)
 
 
 def test_a_cancellation_before_a_claim_wins(two):
     id_ = add(two.first)
 
-    assert two.waits_for(cancel(two.first, id_), claim_of(two.second, id_)) == (True, [])
+    assert two.waits_for(cancel(two.first, id_), claim_of(two.second, id_)) == (State.CANCELLED, [])
 
     assert (fetch(two.first, id_, "state"), fetch(two.first, id_, "attempt")) == ("cancelled", 0)
 
@@ -198,10 +200,59 @@ def test_a_relay_before_a_claim_lets_it_have_the_row(two):
     assert (fetch(two.first, id_, "state"), fetch(two.first, id_, "next_publish_at")) == ("running", None)
 
 
+@pytest.mark.parametrize("end", ["success", "failure", "release", "rescue"])
+def test_an_end_before_a_cancellation_leaves_it_nothing_to_stop_or_what_waits(two, end):
+    id_, by = expired(two.first)
+    ends = {
+        "success": lambda: write.finish(two.first, [completed(id_, by)]),
+        "failure": lambda: write.finish(two.first, [failed(id_, by)]),
+        "release": lambda: write.release_unstarted(two.first, [(id_, by)]),
+        "rescue": rescue(two.first),
+    }
+
+    _, asked = two.waits_for(ends[end], cancel(two.second, id_))
+
+    assert asked is (None if end == "success" else State.CANCELLED)
+    assert fetch(two.first, id_, "state") == ("completed" if end == "success" else "cancelled")
+
+
+@pytest.mark.parametrize("end", ["success", "failure", "release"])
+def test_an_end_that_waits_for_a_cancellation_is_a_cancellation_unless_it_is_a_success(two, end):
+    id_ = add(two.first)
+    by = claim(two.first, id_)
+    ends = {
+        "success": lambda: write.finish(two.second, [completed(id_, by)]),
+        "failure": lambda: write.finish(two.second, [failed(id_, by)]),
+        "release": lambda: write.release_unstarted(two.second, [(id_, by)]),
+    }
+
+    assert two.waits_for(cancel(two.first, id_), ends[end]) == (State.RUNNING, {id_})
+
+    assert fetch(two.first, id_, "state") == ("completed" if end == "success" else "cancelled")
+
+
+def test_a_rescue_passes_a_cancellation_by_and_the_next_one_ends_the_job(two):
+    id_, _ = expired(two.first)
+
+    assert two.passes_by(cancel(two.first, id_), rescue(two.second)) == (State.RUNNING, [])
+
+    assert rescue(two.second)() == [id_]
+    assert (fetch(two.first, id_, "state"), history(two.first, id_)) == ("cancelled", [(1, 1, "lost")])
+
+
+def test_a_pause_that_is_not_committed_lets_a_claim_pass_and_a_committed_one_does_not(two):
+    early, late = add(two.first), add(two.first)
+
+    pausing, taken = two.passes_by(lambda: control.pause(two.first, "default", "*"), claim_of(two.second, early))
+
+    assert (pausing, taken) == (True, [early])
+    assert claim_of(two.second, late)() == []
+
+
 def test_a_relay_before_a_cancellation_leaves_a_trigger_that_no_claim_accepts(two):
     id_ = add(two.first, delay=60.0)
 
-    assert two.waits_for(relay(two.first), cancel(two.second, id_)) == ([id_], True)
+    assert two.waits_for(relay(two.first), cancel(two.second, id_)) == ([id_], State.CANCELLED)
 
     assert claim_of(two.first, id_)() == []
     assert (fetch(two.first, id_, "state"), fetch(two.first, id_, "next_publish_at")) == ("cancelled", None)
@@ -210,7 +261,7 @@ def test_a_relay_before_a_cancellation_leaves_a_trigger_that_no_claim_accepts(tw
 def test_a_cancellation_before_a_relay_is_passed_by(two):
     id_ = add(two.first, delay=60.0)
 
-    assert two.passes_by(cancel(two.first, id_), relay(two.second)) == (True, [])
+    assert two.passes_by(cancel(two.first, id_), relay(two.second)) == (State.CANCELLED, [])
 
     assert relay(two.second)() == []
     assert fetch(two.first, id_, "state") == "cancelled"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from errors import JobNotFound
-from ledger import read, write
+from ledger import control, read, write
 from ledger.job import Page
 from ledger.states import SYNONYMS, State, states_named
 from tests.ledger.factory import (
@@ -101,7 +101,7 @@ def test_lists_are_newest_first_and_pages_do_not_shift(ledger):
     names = [name_of(ledger, add(ledger)) for _ in range(7)]
     first = read.list_jobs(ledger, limit=3)
     add(ledger)
-    write.cancel_waiting(ledger, names[4])
+    control.cancel(ledger, names[4])
 
     second = read.list_jobs(ledger, limit=3, after=first.next)
     third = read.list_jobs(ledger, limit=3, after=second.next)

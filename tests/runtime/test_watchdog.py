@@ -172,7 +172,7 @@ def test_threads_that_wait_for_postgres_go_on_counting():
     for pulse in (flusher.pulse, heartbeat.pulse):
         wait_until(lambda pulse=pulse, before=pulse.beats: pulse.beats > before + 2, 15, "it counts still")
 
-    heartbeat._stop.set()
+    heartbeat._orders.stop()
     flusher._give_up_at = 0.0
     flusher.stop(0.0)
     heartbeat._thread.join(5)

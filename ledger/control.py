@@ -1,0 +1,160 @@
+"""Stopping, pausing and changing jobs that are on their way: each function is one guarded statement on the connection it is given.
+
+Safe to repeat after a lost reply, and for any number of processes at once; ``ledger/sql/control.sql`` has the rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+from psycopg import Connection
+
+from ledger.arrays import plain
+from ledger.sql import SQL
+from ledger.states import State
+from ledger.write import CHUNK
+
+Conn = Connection[Any]
+
+#: The NOTIFY channel on which worker processes hear that something was decided about what they do.
+CONTROL_CHANNEL: Final = "switchyard_control"
+#: What it says to all of them; a worker's own name is for that one.
+EVERYBODY: Final = "*"
+#: In the place of a queue or an actor: every one.
+EVERY: Final = "*"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelCount:
+    """How many jobs a cancellation met."""
+
+    #: Waited, and have ended.
+    cancelled: int
+    #: Run, and were asked to stop.
+    asked: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.cancelled + self.asked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """Something that is paused."""
+
+    #: None: every queue, or every actor; both None: everything.
+    queue: str | None
+    actor: str | None
+    since: datetime
+    #: Pending jobs that wait for its end. Jobs whose time has not come are not among them.
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What is to be different about a waiting job; None leaves a thing as it is."""
+
+    #: A JSON text, checked by the caller.
+    payload: str | None = None
+    priority: int | None = None
+    #: Seconds from now until it may run.
+    delay: float | None = None
+    #: None takes no tags away; an empty list does.
+    tags: Sequence[str] | None = None
+
+
+class WaitingJob(NamedTuple):
+    """A job about to be changed; its row is locked."""
+
+    id: int
+    actor: str
+    queue: str
+    payload: dict[str, Any]
+    options: dict[str, Any] | None
+
+
+class Orders(NamedTuple):
+    """What a worker process is told: which of its claims (row ids) are to stop, and what is paused (queue and actor, or ``EVERY``)."""
+
+    stop: frozenset[int]
+    paused: tuple[tuple[str, str], ...]
+
+
+def cancel(connection: Conn, message_id: str) -> State | None:
+    """Cancel a job that waits, ask one that runs to stop. Returns its state after that; None: it has ended, or is unknown."""
+    row = connection.execute(SQL["cancel"], {"message_id": message_id}).fetchone()
+    return None if row is None else State(row[0])
+
+
+def cancel_rows(connection: Conn, ids: Sequence[int], states: Sequence[State]) -> CancelCount:
+    """Cancel, or ask to stop, those of the rows that are in one of these states."""
+    parameters = {"ids": plain(ids), "states": plain(states)}
+    cancelled, asked, _ = next(iter(connection.execute(SQL["cancel_rows"], parameters)))
+    return CancelCount(cancelled=cancelled, asked=asked)
+
+
+def orders(connection: Conn, worker: str, ids: Sequence[int]) -> Orders:
+    """What a worker process that holds these rows has to know."""
+    stop, queues, actors = next(iter(connection.execute(SQL["orders"], {"worker": worker, "ids": plain(sorted(ids))})))
+    return Orders(frozenset(stop), tuple(zip(queues, actors, strict=True)))
+
+
+def pause(connection: Conn, queue: str, actor: str) -> bool:
+    """Pause a queue, an actor, an actor in a queue, or everything (``EVERY``). False: it was paused already."""
+    return bool(next(iter(connection.execute(SQL["pause"], {"queue": queue, "actor": actor})))[0])
+
+
+def resume(connection: Conn, queue: str, actor: str) -> bool:
+    """Lift the pause of exactly this name; its jobs go on with ``unpark``. False: there is none."""
+    return bool(next(iter(connection.execute(SQL["resume"], {"queue": queue, "actor": actor})))[0])
+
+
+def pauses(connection: Conn) -> list[Pause]:
+    """What is paused, the oldest first."""
+    return [
+        Pause(queue=None if queue == EVERY else queue, actor=None if actor == EVERY else actor, since=since, waiting=waiting)
+        for queue, actor, since, waiting in connection.execute(SQL["pauses"]).fetchall()
+    ]
+
+
+def park_rows(connection: Conn, ids: Sequence[int]) -> None:
+    """Park rows that a claim refused because they are paused."""
+    connection.execute(SQL["park_rows"], {"ids": sorted(ids)})
+
+
+def park_place(connection: Conn, broker: str, queue: str, actor: str, limit: int = CHUNK) -> int:
+    """Park up to ``limit`` pending rows of a paused queue and actor (or ``EVERY``), last published to ``broker``. How many it were."""
+    parameters = {"broker": broker, "queue": queue, "actor": actor, "limit": limit}
+    return len(connection.execute(SQL["park_place"], parameters).fetchall())
+
+
+def unpark(connection: Conn, limit: int = CHUNK) -> int:
+    """Make up to ``limit`` parked rows due that are paused no more, best priority and oldest first. How many it were; 0: none is left."""
+    places = connection.execute(SQL["resumed_places"]).fetchall()
+    if not places:
+        return 0
+    parameters = {"queues": [queue for queue, _ in places], "actors": [actor for _, actor in places], "limit": limit}
+    return len(connection.execute(SQL["unpark"], parameters).fetchall())
+
+
+def lock_waiting(connection: Conn, message_id: str) -> WaitingJob | None:
+    """Read and lock a waiting job, within the caller's transaction. None: it is running, or has ended, or is unknown."""
+    row = connection.execute(SQL["lock_waiting"], {"message_id": message_id}).fetchone()
+    return None if row is None else WaitingJob(*row)
+
+
+def edit(connection: Conn, id_: int, change: Change) -> bool:
+    """Change a waiting job. False: it waits no more, or (for a time) waits for something else than a time."""
+    parameters = {
+        "id": id_,
+        "payload": change.payload,
+        "priority": change.priority,
+        "delay": change.delay,
+        "retag": change.tags is not None,
+        "tags": list(change.tags) if change.tags else None,
+    }
+    return connection.execute(SQL["edit"], parameters).fetchone() is not None
