@@ -28,6 +28,7 @@ WITH picked AS MATERIALIZED (
     SELECT id
     FROM switchyard.job
     WHERE id = ANY(%(ids)s::bigint[]) AND state = ANY(%(states)s::text[])
+        AND state IN ('scheduled', 'pending', 'retrying', 'running')
     ORDER BY id
     FOR UPDATE
 ),

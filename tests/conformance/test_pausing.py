@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+from dramatiq import Message
 
 import switchyard
 from errors import JobNotFound
@@ -39,9 +41,9 @@ def system(shared: System) -> Iterator[System]:
         switchyard.resume(queue=pause.queue, actor=pause.actor)
 
 
-def parked(system: System, *messages: object) -> None:
+def parked(system: System, *messages: Message[Any]) -> None:
     for message in messages:
-        system.until(message, lambda job: (job.state, job.wait_reason) == (State.PENDING, "paused"))  # type: ignore[arg-type]
+        system.until(message, lambda job: (job.state, job.wait_reason) == (State.PENDING, "paused"))
 
 
 def test_a_paused_queue_rests_while_others_work_and_goes_on_where_it_was(system, key):

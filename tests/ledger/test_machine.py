@@ -371,7 +371,7 @@ class LedgerMachine(RuleBasedStateMachine):
         waiting = sorted((job.priority, id_) for id_, job in self.jobs.items() if job.parked and not self.paused)[:limit]
         with self.ledger.transaction(force_rollback=crash):
             assert control.unpark(self.ledger, limit) == len(waiting)
-        for _, id_ in waiting if not crash else ():
+        for _priority, id_ in waiting if not crash else ():
             self.jobs[id_].parked, self.jobs[id_].due = False, True
 
     @step(
