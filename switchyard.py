@@ -32,6 +32,7 @@ from brokers.broker import SwitchyardBroker
 from brokers.transport import Transport
 from control import access
 from control.cancel import cancel, cancel_many
+from control.edit import edit
 from control.pause import pause, paused, resume
 from errors import (
     Cancelled,
@@ -94,6 +95,7 @@ __all__ = [
     "counts",
     "current_job",
     "database",
+    "edit",
     "enlist",
     "enqueue_many",
     "get_job",

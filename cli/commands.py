@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import sys
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from typing import ParamSpec
 
 import click
 from rich.console import Console
@@ -20,41 +17,16 @@ from cli.demo import run_demo
 from cli.keeping import run_keeper
 from cli.migrating import migrate as migrate_database
 from cli.refusals import database_refusal
-from cli.signals import Stopped
+from cli.reporting import reported
 from cli.supervisor import Supervisor
 from cli.up import run_up
-from errors import LedgerUnavailable, SettingsError, SwitchyardError
+from errors import LedgerUnavailable, SettingsError
 from runtime.child import Options
 from runtime.process import REFUSED, spare_last_collections
 from settings import check_queue, load
 
-P = ParamSpec("P")
-
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:I?B)?", re.IGNORECASE)
-#: What shells report for a process that a signal ended: this plus its number.
-_SIGNALLED = 128
-
-
-def _reported(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn our errors into one line and an exit code."""
-
-    @functools.wraps(command)
-    def reported(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            command(*args, **kwargs)
-        except LedgerUnavailable as error:
-            # libpq goes on with advice about host and port.
-            click.echo(f"switchyard: {str(error).splitlines()[0]}", err=True)
-            sys.exit(1)
-        except SwitchyardError as error:
-            click.echo(f"switchyard: {error}", err=True)
-            sys.exit(1)
-        except Stopped as stopped:
-            click.echo(f"switchyard: {stopped}", err=True)
-            sys.exit(_SIGNALLED + stopped.number)
-
-    return reported
 
 
 def _version() -> str:
@@ -76,7 +48,7 @@ def main() -> None:
 
 
 @main.command(short_help="Bring the database up to date.")
-@_reported
+@reported
 def migrate() -> None:
     """Bring the database at DATABASE_URL up to date.
 
@@ -91,7 +63,7 @@ def migrate() -> None:
 
 
 @main.command(short_help="Run the keeper's duties without running jobs.")
-@_reported
+@reported
 def keeper() -> None:
     """Relay what is due, rescue the jobs of lost workers, bury what expired, remove what is old, and sample; run no job.
 
@@ -104,7 +76,7 @@ def keeper() -> None:
 
 
 @main.command(short_help="Send a job of every type, show and check them.")
-@_reported
+@reported
 def demo() -> None:
     """Send a real job of every type through a whole stack, show them, check what they made.
 
@@ -122,7 +94,7 @@ def demo() -> None:
 @click.option(
     "--actors", "actors", multiple=True, metavar="MODULE", help="A module with actors; may be repeated. [default: actors]"
 )
-@_reported
+@reported
 def up(actors: tuple[str, ...]) -> None:
     """Run Postgres, the broker and workers until Ctrl-C, and print the variables that lead there.
 
@@ -221,7 +193,7 @@ def broker() -> None:
 
 @broker.command(short_help="Show where triggers go, and what lies in each broker.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
-@_reported
+@reported
 def status(as_json: bool) -> None:
     """Show, per broker: the queues it carries, jobs waiting that were published there, triggers in it, age, epoch, workers."""
     run_status(load(), Console(), as_json=as_json)
@@ -231,7 +203,7 @@ def status(as_json: bool) -> None:
 @click.argument("old", type=click.Choice(TRANSPORTS), metavar="OLD")
 @click.option("--to", "new", type=click.Choice(TRANSPORTS), required=True, help="The broker to move to; it has to be running.")
 @click.option("--queue", callback=_queue, metavar="NAME", help="Move this queue alone.")
-@_reported
+@reported
 def drain(old: str, new: str, queue: str | None) -> None:
     """Have everything that goes to OLD (postgres, redis or rabbitmq) go to another broker, at once, and move the jobs that wait there.
 

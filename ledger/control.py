@@ -75,6 +75,8 @@ class WaitingJob(NamedTuple):
     queue: str
     payload: dict[str, Any]
     options: dict[str, Any] | None
+    #: On the database's clock.
+    now: datetime
 
 
 class Orders(NamedTuple):

@@ -17,8 +17,8 @@ PUBLIC = {
     "Attempt", "CancelCount", "Cancelled", "Counts", "EnlistRefused", "Job", "JobExists", "JobNotFound", "LeaseLost",
     "LedgerNotMigrated", "LedgerUnavailable", "LogLine", "OptionError", "Page", "Pause", "PayloadError", "Permanent", "Retry",
     "SettingsError", "Snooze", "State", "SwitchyardError", "attempts", "cancel", "cancel_many", "configure", "counts",
-    "current_job", "database", "enlist", "enqueue_many", "get_job", "job_context", "list_jobs", "logs", "pause", "paused", "replay",
-    "resume", "settings", "wait",
+    "current_job", "database", "edit", "enlist", "enqueue_many", "get_job", "job_context", "list_jobs", "logs", "pause", "paused",
+    "replay", "resume", "settings", "wait",
 }  # fmt: skip
 
 

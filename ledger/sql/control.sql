@@ -174,7 +174,7 @@ RETURNING j.id;
 
 -- name: lock_waiting
 -- A waiting job that is about to be changed.
-SELECT id, actor, queue, payload, options
+SELECT id, actor, queue, payload, options, clock_timestamp() AS now
 FROM switchyard.job
 WHERE message_id = %(message_id)s AND state IN ('scheduled', 'pending', 'retrying')
 FOR UPDATE;
