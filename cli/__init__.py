@@ -2,6 +2,9 @@
 
 commands                          the commands and their options
 migrating, keeping, up, demo/     what they do
+listing                           ``jobs`` and ``show``
+cancelling, pausing, editing      what steers jobs: a command or three each, added below
+choosing, reporting               options that choose jobs; errors of ours as one line
 supervisor                        worker processes, kept alive, for ``worker``
 stack                             Postgres, broker and workers on one machine, for ``up`` and ``demo``
 postgres_server, redis_server     servers of our own for it
@@ -10,6 +13,18 @@ refusals                          says why a database cannot be used, and what t
 guard                             ends them when everything else failed to
 """
 
+from cli.cancelling import cancel_command
 from cli.commands import main
+from cli.editing import edit_command
+from cli.listing import jobs_command, show_command
+from cli.pausing import pause_command, paused_command, resume_command
+
+main.add_command(jobs_command)
+main.add_command(show_command)
+main.add_command(cancel_command)
+main.add_command(edit_command)
+main.add_command(pause_command)
+main.add_command(resume_command)
+main.add_command(paused_command)
 
 __all__ = ["main"]

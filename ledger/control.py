@@ -53,6 +53,12 @@ class Pause:
     #: Pending jobs that wait for its end. Jobs whose time has not come are not among them.
     waiting: int
 
+    @property
+    def what(self) -> str:
+        """What is paused, in words: ``queue mail``, ``actor send in queue mail``, ``everything``."""
+        names = (("actor", self.actor), ("queue", self.queue))
+        return " in ".join(f"{kind} {name}" for kind, name in names if name is not None) or "everything"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:

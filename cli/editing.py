@@ -1,0 +1,69 @@
+"""``switchyard edit``: change a job that waits."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+import switchyard
+from cli.choosing import values_checked
+from cli.reporting import reported
+
+
+class JsonValue(click.ParamType["list[Any] | dict[str, Any]"]):
+    """A JSON text of a certain kind."""
+
+    def __init__(self, kind: type) -> None:
+        self._kind = kind
+        self.name = "array" if kind is list else "object"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """Read it."""
+        if isinstance(value, self._kind):
+            return value
+        try:
+            found = json.loads(value)
+        except ValueError as error:
+            self.fail(f"is no JSON: {error}", parameter, context)
+        if not isinstance(found, self._kind):
+            self.fail(f"is no JSON {self.name}", parameter, context)
+        return found
+
+
+@click.command("edit", short_help="Change a job that waits.")
+@click.argument("id_", metavar="ID")
+@click.option("--args", type=JsonValue(list), metavar="JSON", help="All positional arguments, as a JSON array.")
+@click.option("--kwargs", type=JsonValue(dict), metavar="JSON", help="All keyword arguments, as a JSON object.")
+@click.option("--priority", type=int, metavar="N", help="Lower runs first.")
+@click.option("--delay", type=float, metavar="SECONDS", help="Run it in so many seconds; 0 is now.")
+@click.option("--run-at", type=click.DateTime(), metavar="TIME", help="Run it then (UTC).")
+@click.option("--tag", "tags", multiple=True, metavar="TAG", help="All its tags; may be repeated.")
+@click.option("--no-tags", is_flag=True, help="Take its tags away.")
+@reported
+@values_checked
+def edit_command(id_: str, run_at: datetime | None, tags: tuple[str, ...], no_tags: bool, **change: Any) -> None:
+    """Change what the job ID will run with, and when. It has to be scheduled, pending or retrying; the exit code is 1 if it is not.
+
+    What is not named stays as it is. The worker checks the arguments against the actor when it runs the job.
+    """
+    if tags and no_tags:
+        raise click.UsageError("give --tag or --no-tags, not both")
+    done = switchyard.edit(
+        id_,
+        run_at=None if run_at is None else run_at.replace(tzinfo=UTC),
+        tags=list(tags) if tags or no_tags else None,
+        **change,
+    )
+    job = switchyard.get_job(id_)
+    state = "gone" if job is None else f"{job.state}{f' ({job.wait_reason})' if job.wait_reason else ''}"
+    if not done:
+        click.echo(f"{id_} cannot be changed so: it is {state}", err=True)
+        sys.exit(1)
+    click.echo(
+        f"{id_} changed: it is {state}"
+        + ("" if job is None else f", priority {job.priority}, to run {job.run_at:%Y-%m-%d %H:%M:%S %Z}")
+    )
