@@ -57,6 +57,12 @@ def get_job(connection: Conn, message_id: str | UUID) -> Job | None:
     return _job(rows[0]) if rows else None
 
 
+def exists(connection: Conn, message_id: str | UUID) -> bool:
+    """Whether a job has this id."""
+    uuid = _uuid(message_id)
+    return uuid is not None and connection.execute(SQL["row_id"], {"message_id": uuid}).fetchone() is not None
+
+
 def list_jobs(
     connection: Conn,
     *,
