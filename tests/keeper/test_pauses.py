@@ -9,7 +9,7 @@ import pytest
 from keeper import look, pauses, strays, unknown
 from keeper.duty import Keeping
 from keeper.relay import relay
-from ledger import control, routes
+from ledger import control, routes, write
 from tests.keeper.conftest import Broker
 from tests.ledger.factory import add, claim_next, fetch, relay_due, row
 
@@ -169,3 +169,15 @@ def test_a_pause_that_was_lifted_meanwhile_parks_nothing_and_one_begun_meanwhile
     control.pause(ledger, "default", "*")
     assert control.park_place(ledger, "postgres", "default", "*") == 1
     assert control.unpark(ledger) == 0
+
+
+def test_whoever_looked_a_moment_ago_leaves_what_is_parked_alone(ledger, keeping):
+    stranger, stray = add(ledger, broker="redis", grace=30.0, actor="stranger"), add(ledger, broker="redis", grace=30.0)
+    control.pause(ledger, "*", "*")
+    sweep(ledger, keeping)
+
+    write.postpone_unknown(ledger, [stranger], ["work"], 5.0)
+    assert routes.reroute(ledger, [stray], "rabbitmq", carries=True, grace=30.0) == []
+    write.make_due(ledger, [stray, stranger])
+
+    assert parked(ledger, stranger, stray) == [True, True]

@@ -299,3 +299,12 @@ def test_waiting_ends_at_once_when_the_process_stops(desk):
 
 def test_the_statements_that_the_channel_speaks_of_use_its_name():
     assert all(f"pg_notify('{control.CONTROL_CHANNEL}'" in SQL[name] for name in ("cancel", "cancel_rows", "pause", "resume"))
+
+
+def test_a_claim_that_a_thread_takes_at_the_moment_of_the_request_does_not_start(desk):
+    (claim,) = desk.claim(1, start=False)
+    claim.cancel_requested = True
+
+    assert not desk.held.start(claim)
+
+    assert desk.held.withdraw(older_than=1e9) == [claim]
