@@ -16,6 +16,9 @@ SQL in ``ledger/sql``. Everything lives in a schema of its own, so that the ledg
     duty      what one keeper does for all: when its next turn is, and how far it got
     sample    depths and ages of the queues over time, for charts
     activity  what the workers did in each minute, for charts
+    schedule  when jobs are to be made without anybody sending them
+    schedule_declaration   which schedules living processes have in their code, and since when
+    tick      for which times of a schedule a job was made, so that each is made once
 """
 
 from __future__ import annotations
@@ -342,4 +345,67 @@ activity = Table(
     # How many of them waited, and ran, how long: the n-th number (from 0) counts those below 2^n milliseconds and not below 2^(n-1).
     Column("waits", ARRAY(Integer), nullable=False),
     Column("runs", ARRAY(Integer), nullable=False),
+)
+
+schedule = Table(
+    "schedule",
+    metadata,
+    # The actor's own of a declared one.
+    Column("name", Text, primary_key=True),
+    Column("actor", Text, nullable=False),
+    # Null: the actor's.
+    Column("queue", Text),
+    # As in job.
+    Column("payload", JSON, nullable=False),
+    Column("options", JSON),
+    Column("expression", Text, nullable=False),
+    Column("timezone", Text, nullable=False),
+    Column("catch_up", Text, nullable=False),
+    # How far back catching up goes, and by how much a tick's job may be made later.
+    Column("window_seconds", Float, nullable=False),
+    Column("jitter_seconds", Float, nullable=False),
+    # declared: it stands in code, and processes say so; created: somebody made it.
+    Column("source", Text, nullable=False),
+    # Of a declared one: which declaration it follows.
+    Column("digest", Text),
+    Column("version", BigInteger, nullable=False, server_default=text("1")),
+    Column("paused_at", DateTime(timezone=True)),
+    # No living process declares it any more.
+    Column("retired_at", DateTime(timezone=True)),
+    # The latest tick that was dealt with, and the first that was not; null: it has none any more.
+    Column("last_tick_at", DateTime(timezone=True)),
+    Column("next_tick_at", DateTime(timezone=True)),
+    # When the next tick's job is made; null: it is not (paused, retired, over).
+    Column("due_at", DateTime(timezone=True)),
+    # Why the latest tick has no job, if it was to have one.
+    Column("error", Text),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    Column("changed_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    CheckConstraint("catch_up IN ('skip', 'last', 'all')", name="catch_up_known"),
+    CheckConstraint("source IN ('declared', 'created')", name="source_known"),
+    CheckConstraint("due_at IS NULL OR (paused_at IS NULL AND retired_at IS NULL AND next_tick_at IS NOT NULL)", name="due_when_active"),
+    Index("schedule_due", "due_at", postgresql_where=text("due_at IS NOT NULL")),
+)
+
+schedule_declaration = Table(
+    "schedule_declaration",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("digest", Text, primary_key=True),
+    Column("definition", JSON, nullable=False),
+    # As in declaration.
+    Column("entered_at", DateTime(timezone=True), nullable=False),
+    Column("until", DateTime(timezone=True), nullable=False),
+)
+
+tick = Table(
+    "tick",
+    metadata,
+    # In this order, so that what is old is found by the key.
+    Column("tick_at", DateTime(timezone=True), primary_key=True),
+    Column("schedule", Text, primary_key=True),
+    # The job's message id; null: no job could be made, and error says why.
+    Column("message_id", Uuid),
+    Column("error", Text),
+    Column("made_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
 )
