@@ -34,8 +34,21 @@ from control import access
 from control.cancel import cancel, cancel_many
 from control.edit import edit
 from control.pause import pause, paused, resume
+from control.schedules import (
+    create_schedule,
+    cron,
+    delete_schedule,
+    get_schedule,
+    pause_schedule,
+    resume_schedule,
+    run_schedule,
+    schedule_ticks,
+    schedules,
+    update_schedule,
+)
 from errors import (
     Cancelled,
+    CronError,
     EnlistRefused,
     JobExists,
     JobNotFound,
@@ -45,6 +58,9 @@ from errors import (
     OptionError,
     PayloadError,
     Permanent,
+    ScheduleError,
+    ScheduleExists,
+    ScheduleNotFound,
     SettingsError,
     Snooze,
     SwitchyardError,
@@ -57,6 +73,7 @@ from ledger.database import BoundedConnection, Database
 from ledger.forks import ForkSafeLock
 from ledger.job import Attempt, Counts, Job, LogLine, Page
 from ledger.records import Finish
+from ledger.schedules import Schedule, Tick
 from ledger.states import TERMINAL, State
 from middleware import stack, stub_stack
 from middleware.current_job import current_job, job_context
@@ -70,6 +87,7 @@ __all__ = [
     "CancelCount",
     "Cancelled",
     "Counts",
+    "CronError",
     "EnlistRefused",
     "Job",
     "JobExists",
@@ -84,29 +102,44 @@ __all__ = [
     "PayloadError",
     "Permanent",
     "Retry",
+    "Schedule",
+    "ScheduleError",
+    "ScheduleExists",
+    "ScheduleNotFound",
     "SettingsError",
     "Snooze",
     "State",
     "SwitchyardError",
+    "Tick",
     "attempts",
     "cancel",
     "cancel_many",
     "configure",
     "counts",
+    "create_schedule",
+    "cron",
     "current_job",
     "database",
+    "delete_schedule",
     "edit",
     "enlist",
     "enqueue_many",
     "get_job",
+    "get_schedule",
     "job_context",
     "list_jobs",
     "logs",
     "pause",
+    "pause_schedule",
     "paused",
     "replay",
     "resume",
+    "resume_schedule",
+    "run_schedule",
+    "schedule_ticks",
+    "schedules",
     "settings",
+    "update_schedule",
     "wait",
 ]
 

@@ -25,6 +25,7 @@ from dramatiq.common import current_millis
 from dramatiq.errors import ActorNotFound, QueueJoinTimeout, QueueNotFound
 from dramatiq.middleware import MiddlewareError
 
+from brokers.folding import FOLDED, folded_into
 from brokers.message import ClaimedMessage
 from brokers.transport import Transport
 from brokers.worker_side import AckConsumer, Service, WorkerSide, how_it_ended, untold
@@ -42,7 +43,7 @@ from runtime.encoding import encode_options, encode_payload
 from runtime.enlist import current_enlistment
 from runtime.interrupt import Guard
 from runtime.node import WorkerNode
-from runtime.options import max_attempts, max_lost, option
+from runtime.options import control, max_attempts, max_lost, option
 from runtime.publisher import Publisher
 from runtime.routes import Routes
 from runtime.triggers import Outgoing
@@ -187,6 +188,8 @@ class SwitchyardBroker(Broker):
             LedgerUnavailable: Postgres did not answer within SEND_TIMEOUT; carries the message.
             EnlistRefused: inside ``enlist``, and the connection cannot carry it.
         """
+        if FOLDED in message.options and (folded := folded_into(self, message)) is not None:
+            return folded
         seconds = _seconds(message, delay)
         claim = current_claim.get()
         if claim is not None and claim.job.message_id == message.message_id:
@@ -340,6 +343,7 @@ class SwitchyardBroker(Broker):
             delay=delay,
             grace=origin.grace,
             max_age=origin.max_age,
+            control=control(message) if options else None,
         )
 
     # Working.

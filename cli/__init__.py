@@ -5,6 +5,7 @@ migrating, keeping, up, demo/     what they do
 listing                           ``jobs`` and ``show``
 cancelling, pausing, editing      what steers jobs: a command or three each, added below
 choosing, reporting               options that choose jobs; errors of ours as one line
+schedules                         ``schedules``
 supervisor                        worker processes, kept alive, for ``worker``
 stack                             Postgres, broker and workers on one machine, for ``up`` and ``demo``
 postgres_server, redis_server     servers of our own for it
@@ -18,6 +19,7 @@ from cli.commands import main
 from cli.editing import edit_command
 from cli.listing import jobs_command, show_command
 from cli.pausing import pause_command, paused_command, resume_command
+from cli.schedules import schedules
 
 main.add_command(jobs_command)
 main.add_command(show_command)
@@ -26,5 +28,6 @@ main.add_command(edit_command)
 main.add_command(pause_command)
 main.add_command(resume_command)
 main.add_command(paused_command)
+main.add_command(schedules)
 
 __all__ = ["main"]

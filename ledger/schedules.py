@@ -50,9 +50,9 @@ class Schedule:
     paused_at: datetime | None
     #: Since when no living process declares it.
     retired_at: datetime | None
-    #: The latest tick that was dealt with, whether a job was made of it or not.
+    #: The latest tick that was acted on.
     last_tick_at: datetime | None
-    #: The first tick that was not; None: there is none any more.
+    #: The first tick that nobody has dealt with; None: there is none any more.
     next_tick_at: datetime | None
     #: When that tick's job is made (its jitter later); None: it is not, as things stand.
     due_at: datetime | None
@@ -167,9 +167,7 @@ def pass_on(connection: Conn, passed: Sequence[Passed]) -> None:
     """Write what follows for schedules that are locked by ``due``."""
     ordered = sorted(passed)
     names, lasts, nexts, dues, errors = map(list, zip(*ordered, strict=True))
-    connection.execute(
-        SQL["pass_schedules"], {"names": names, "lasts": lasts, "nexts": nexts, "dues": dues, "errors": errors}
-    )
+    connection.execute(SQL["pass_schedules"], {"names": names, "lasts": lasts, "nexts": nexts, "dues": dues, "errors": errors})
 
 
 def until_next_tick(connection: Conn, actors: Sequence[str]) -> float | None:
@@ -200,7 +198,9 @@ def declare(
 
 def unsettled(connection: Conn, *, settled: bool, now: object = None) -> list[Unsettled]:
     """The declarations that their schedules do not follow yet; ``settled`` as in ``ledger.routes.settle``."""
-    return [Unsettled(*row) for row in connection.execute(SQL["unsettled_schedules"], {"settled": settled, "now": now}).fetchall()]
+    return [
+        Unsettled(*row) for row in connection.execute(SQL["unsettled_schedules"], {"settled": settled, "now": now}).fetchall()
+    ]
 
 
 def settle(connection: Conn, wanted: Stored, digest: str, version: int | None) -> bool:
@@ -235,6 +235,14 @@ def ticks(connection: Conn, name: str, limit: int) -> list[Tick]:
     """The latest ticks of a schedule that were dealt with, the latest first."""
     rows = connection.execute(SQL["read_ticks"], {"name": name, "limit": limit}).fetchall()
     return [Tick(tick_at=row[0], made_at=row[1], job_id=row[2], error=row[3], state=row[4]) for row in rows]
+
+
+def clock(connection: Conn) -> datetime:
+    """What time it is in the database."""
+    row = connection.execute(SQL["schedule_clock"]).fetchone()
+    assert row is not None
+    moment: datetime = row[0]
+    return moment
 
 
 def create(connection: Conn, wanted: Stored) -> bool:

@@ -372,7 +372,7 @@ schedule = Table(
     Column("paused_at", DateTime(timezone=True)),
     # No living process declares it any more.
     Column("retired_at", DateTime(timezone=True)),
-    # The latest tick that was dealt with, and the first that was not; null: it has none any more.
+    # The latest tick that was acted on, and the first that nobody has dealt with; null: it has none any more.
     Column("last_tick_at", DateTime(timezone=True)),
     Column("next_tick_at", DateTime(timezone=True)),
     # When the next tick's job is made; null: it is not (paused, retired, over).
@@ -383,7 +383,9 @@ schedule = Table(
     Column("changed_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
     CheckConstraint("catch_up IN ('skip', 'last', 'all')", name="catch_up_known"),
     CheckConstraint("source IN ('declared', 'created')", name="source_known"),
-    CheckConstraint("due_at IS NULL OR (paused_at IS NULL AND retired_at IS NULL AND next_tick_at IS NOT NULL)", name="due_when_active"),
+    CheckConstraint(
+        "due_at IS NULL OR (paused_at IS NULL AND retired_at IS NULL AND next_tick_at IS NOT NULL)", name="due_when_active"
+    ),
     Index("schedule_due", "due_at", postgresql_where=text("due_at IS NOT NULL")),
 )
 

@@ -21,6 +21,7 @@ from middleware.event_loop import EventLoop
 from middleware.log_context import LogContext
 from middleware.max_age import MaxAge
 from middleware.payload import CheckedPayload
+from middleware.periodic import Periodic
 from middleware.results import LedgerResults
 from middleware.retries import Retries
 from middleware.shutdown import ShutdownNotice
@@ -46,6 +47,8 @@ def stack(settings: Settings, database: Database) -> list[Middleware]:
         # Refuses bad arguments before anything else looks at them.
         CheckedPayload(),
         Tags(),
+        # Only looks at options; its place does not matter.
+        Periodic(),
         WorkerLost(),
         # After-hooks come back up: these two see the verdict that status and retries noted below them.
         Results(backend=LedgerResults(database), store_results=True),

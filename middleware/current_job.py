@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, Token
-from datetime import timedelta
+from datetime import datetime, timedelta
 from time import monotonic
 from typing import Any, Final, NoReturn, Protocol, cast
 
@@ -56,7 +56,16 @@ class Job(ABC):
     """The running job, as its actor sees it."""
 
     def __init__(
-        self, *, id: str, actor: str, queue: str, attempt: int, generation: int = 1, max_attempts: int | None = None
+        self,
+        *,
+        id: str,
+        actor: str,
+        queue: str,
+        attempt: int,
+        generation: int = 1,
+        max_attempts: int | None = None,
+        schedule: str | None = None,
+        tick_at: datetime | None = None,
     ) -> None:
         #: The job's id, the same for every attempt: use it as the idempotency key of calls to other systems.
         self.id = id
@@ -70,6 +79,9 @@ class Job(ABC):
         self.generation = generation
         #: How many failures make the job dead; None: no bound.
         self.max_attempts = max_attempts
+        #: The schedule that made the job, and for which of its ticks (aware, UTC); None: none did. A job that was run by hand has no tick.
+        self.schedule = schedule
+        self.tick_at = tick_at
         self._result: Any = None
         self._in_transaction = False
 
@@ -188,6 +200,7 @@ class ClaimedJobContext(Job):
             attempt=job.attempt,
             generation=job.generation,
             max_attempts=job.max_attempts,
+            **_origin(job.options),
         )
         self._claim = claim
         self._broker = broker
@@ -271,6 +284,14 @@ class ClaimedJobContext(Job):
 
     def _check_result(self, value: Any) -> None:
         encode_result(value, self._shared.max_result_bytes)
+
+
+def _origin(options: dict[str, Any] | None) -> dict[str, Any]:
+    """What a job's options say of the schedule that made it."""
+    if not options or "schedule" not in options:
+        return {}
+    tick_at = options.get("tick_at")
+    return {"schedule": options["schedule"], "tick_at": tick_at and datetime.fromisoformat(tick_at)}
 
 
 class RecordingJob(Job):

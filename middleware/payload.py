@@ -103,6 +103,11 @@ class _Signature:
         return PayloadError(self.actor_name, f"{name}.{path}" if path else name, message)
 
 
+def check_arguments(actor: Actor[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raises: PayloadError: the actor cannot be called with these."""
+    _Signature(actor).check(args, kwargs)
+
+
 def _path(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
     """The fields and positions of a location, without the branches of unions that pydantic puts among them: str, list[str]."""
     return tuple(part for part in location if isinstance(part, int) or (part.isidentifier() and part not in _BRANCHES))

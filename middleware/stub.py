@@ -1,7 +1,8 @@
 """BROKER=stub: actors in unit tests, without any server.
 
 Dramatiq's own StubBroker with Dramatiq's own middleware, which is fault-free in one process, and those of ours that need no ledger: the
-payload check, the tags, and ``current_job()``, whose progress and lines go nowhere. The option names are the same.
+payload check, the tags, schedules (checked, and never due), and ``current_job()``, whose progress and lines go nowhere. The option names
+are the same.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dramatiq.results.backends import StubBackend
 
 from middleware.current_job import job_context
 from middleware.payload import CheckedPayload
+from middleware.periodic import Periodic
 from middleware.tags import Tags
 from middleware.worker_lost import WorkerLost
 
@@ -59,6 +61,7 @@ def stub_stack() -> list[Middleware]:
         AsyncIO(),
         CheckedPayload(),
         Tags(),
+        Periodic(),
         WorkerLost(),
         StubCurrentJob(),
         Results(backend=StubBackend(), store_results=True),

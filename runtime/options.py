@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 from errors import OptionError
+from ledger.records import JobControl
 
 #: Dramatiq's own defaults: 20 retries, from 15 seconds up to 7 days apart; an actor may run for 10 minutes.
 DEFAULT_MAX_RETRIES: Final = 20
@@ -36,6 +37,14 @@ def max_attempts(message: HasOptions, actor: HasOptions | None) -> int | None:
     """How often a message may fail before it is dead: ``max_retries`` + 1; None without bound."""
     retries = option("max_retries", message, actor, DEFAULT_MAX_RETRIES)
     return None if retries is None else int(retries) + 1
+
+
+def control(message: HasOptions) -> JobControl | None:
+    """What a message's options say that most messages have nothing to say of; None: nothing."""
+    options = message.options
+    if not options or options.get("schedule") is None:
+        return None
+    return JobControl(schedule=options["schedule"], tick_at=options.get("tick_at"))
 
 
 def max_lost(message: HasOptions, actor: HasOptions | None) -> int | None:

@@ -4,8 +4,8 @@
     last    of the missed ticks the latest is made up for
     all     every missed tick is made up for, in order
 
-A tick is *missed* when nobody was there to act on it within ``ON_TIME``. What was missed within the ``window`` is the policy's, what is older
-is gone. Pure: whoever asks says what time it is.
+A tick is *missed* when nobody was there to act on it within ``ON_TIME``. What was missed within the ``window`` is the policy's, what is
+older is gone. Pure: whoever asks says what time it is.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Caught(NamedTuple):
 
 @dataclass(frozen=True)
 class Timing:
-    """An expression with its zone and its policy. Nothing is checked before it is used, so that a mistake is found where the actor is known.
+    """An expression with its zone and its policy. Nothing is checked before it is used: a mistake is found where the actor is known.
 
     Parameters:
         expression: see ``runtime.cron``.
@@ -213,8 +213,8 @@ class Timing:
 def timing_of(value: object) -> Timing:
     """What ``periodic=`` was given as a ``Timing``: one of ours, an expression, or what periodiq's ``cron()`` returns.
 
-    Of periodiq's the minutes, hours and days are taken, and none of its arithmetic. It has no zone and goes by the clock of the server; here
-    that is UTC.
+    Of periodiq's the minutes, hours and days are taken, and none of its arithmetic. It has no zone and goes by the clock of the server;
+    here that is UTC.
 
     Raises:
         CronError: it is something else.

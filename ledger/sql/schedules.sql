@@ -152,6 +152,10 @@ WHERE t.schedule = %(name)s
 ORDER BY t.tick_at DESC
 LIMIT %(limit)s;
 
+-- name: schedule_clock
+-- The clock by which ticks come.
+SELECT clock_timestamp();
+
 -- name: create_schedule
 -- A schedule that somebody makes; no row: there is one of this name.
 INSERT INTO switchyard.schedule (
@@ -175,8 +179,9 @@ WHERE name = %(name)s AND version = %(version)s AND source = 'created'
 RETURNING name;
 
 -- name: delete_schedule
--- What somebody made, somebody may remove. Its ticks stay for a while, so that none of them is made twice under the same name.
-DELETE FROM switchyard.schedule WHERE name = %(name)s AND source = 'created' RETURNING name;
+-- What somebody made, somebody may remove, and what nobody declares any more. Its ticks stay for a while, so that none of them is made
+-- twice under the same name.
+DELETE FROM switchyard.schedule WHERE name = %(name)s AND (source = 'created' OR retired_at IS NOT NULL) RETURNING name;
 
 -- name: pause_schedule
 -- Nothing comes of it until it is resumed.
