@@ -122,7 +122,9 @@ class Cron:
         if moment.utcoffset() is None:
             raise ValueError(f"{moment.isoformat()} has no time zone")
         try:
-            start = moment.astimezone(UTC)
+            utc = moment.astimezone(UTC)
+            # Not a subclass with an arithmetic of its own, such as pendulum's.
+            start = datetime.combine(date(utc.year, utc.month, utc.day), utc.time(), UTC)
             return self._evenly_after(start) if self.even else self._on_the_wall_after(start)
         except OverflowError:
             # Beyond the year 9999.
