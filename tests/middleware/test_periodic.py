@@ -24,7 +24,7 @@ def declared(broker, value, fn=None):
     def tick() -> None:
         return None
 
-    return dramatiq.actor(fn or tick, actor_name="tick", broker=broker, periodic=value)
+    return dramatiq.actor(actor_name="tick", broker=broker, periodic=value)(fn or tick)
 
 
 @pytest.mark.parametrize(
