@@ -31,10 +31,14 @@ from brokers import TRANSPORTS, make_transport
 from brokers.broker import SwitchyardBroker
 from brokers.transport import Transport
 from control import access
+from control.batches import add_to_batch, batch, list_batches
 from control.cancel import cancel, cancel_many
+from control.composition import group, pipeline
 from control.edit import edit
 from control.pause import pause, paused, resume
 from errors import (
+    BatchClosed,
+    BatchNotFound,
     Cancelled,
     EnlistRefused,
     JobExists,
@@ -51,6 +55,7 @@ from errors import (
 )
 from keeper import Keeper
 from ledger import read, write
+from ledger.batch import Batch, BatchCallback
 from ledger.borrowed import borrow
 from ledger.control import CancelCount, Pause
 from ledger.database import BoundedConnection, Database
@@ -67,6 +72,10 @@ from settings import Settings
 
 __all__ = [
     "Attempt",
+    "Batch",
+    "BatchCallback",
+    "BatchClosed",
+    "BatchNotFound",
     "CancelCount",
     "Cancelled",
     "Counts",
@@ -88,7 +97,9 @@ __all__ = [
     "Snooze",
     "State",
     "SwitchyardError",
+    "add_to_batch",
     "attempts",
+    "batch",
     "cancel",
     "cancel_many",
     "configure",
@@ -99,11 +110,14 @@ __all__ = [
     "enlist",
     "enqueue_many",
     "get_job",
+    "group",
     "job_context",
+    "list_batches",
     "list_jobs",
     "logs",
     "pause",
     "paused",
+    "pipeline",
     "replay",
     "resume",
     "settings",
@@ -269,8 +283,8 @@ def list_jobs(**filters: Any) -> Page:
     """One page of jobs, newest first; see ``ledger.read.list_jobs`` for the filters.
 
     Parameters:
-        filters: ``state`` (or a list; other queues' words work too), ``actor``, ``queue``, ``tag``, ``parent_id``, ``created_after``,
-            ``created_before``, ``limit`` (default 50, at most 200), ``after`` (the cursor of the page before).
+        filters: ``state`` (or a list; other queues' words work too), ``actor``, ``queue``, ``tag``, ``parent_id``, ``batch``,
+            ``created_after``, ``created_before``, ``limit`` (default 50, at most 200), ``after`` (the cursor of the page before).
 
     Raises:
         ValueError: a filter's value is wrong; the text names it.

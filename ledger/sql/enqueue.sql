@@ -73,7 +73,8 @@ SELECT
         WHEN u.delay > 0 THEN clock_timestamp() + make_interval(secs => u.delay)
         ELSE clock_timestamp() + make_interval(secs => u.grace)
     END,
-    clock_timestamp() + make_interval(secs => u.max_age / 1000),
+    -- Of a step that waits for another it counts from that one's end.
+    CASE WHEN u.upstream_id IS NULL THEN clock_timestamp() + make_interval(secs => u.max_age / 1000) END,
     CASE WHEN u.grace > 0 AND NOT u.delay > 0 AND u.wait_reason IS NULL THEN 1 ELSE 0 END,
     u.wait_reason, CASE WHEN u.wait_reason IS NOT NULL THEN clock_timestamp() END,
     u.idempotency_key, u.unique_key, u.rate_key, u.rate_cost, u.concurrency_key, u.fair_key, u.fair_weight, u.batch_id, u.upstream_id,
