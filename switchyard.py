@@ -102,6 +102,7 @@ __all__ = [
     "batch",
     "cancel",
     "cancel_many",
+    "children",
     "configure",
     "counts",
     "current_job",
@@ -290,6 +291,11 @@ def list_jobs(**filters: Any) -> Page:
         ValueError: a filter's value is wrong; the text names it.
     """
     return _ask(lambda connection: read.list_jobs(connection, **filters))
+
+
+def children(id: str) -> list[Job]:
+    """The jobs that a job's actor sent, and of a pipeline the step after it, the newest first, at most 200. Raises: JobNotFound."""
+    return _ask(lambda connection: read.children(connection, id))
 
 
 def counts() -> Counts:

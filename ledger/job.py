@@ -37,8 +37,9 @@ class Job:
     #: 1, and one more with each replay.
     generation: int
     created_at: datetime
-    #: When it may, or might, run: the send, the end of its delay or back-off, its release or replay.
-    run_at: datetime
+    #: When it may, or might, run: the send, the end of its delay or back-off, its release or replay. None: it waits for something else than
+    #: a time, see ``wait_reason``.
+    run_at: datetime | None
     #: Start and end of the latest execution. A start is recorded with the next heartbeat, so a young one may be missing.
     started_at: datetime | None
     finished_at: datetime | None

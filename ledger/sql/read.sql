@@ -72,7 +72,7 @@ ORDER BY queue;
 -- name: jobs
 -- Jobs as a reader sees them; the conditions are the caller's to add.
 SELECT id, message_id::text AS message_id, parent_id::text AS parent_id, actor, queue, priority, state, payload, tags,
-       attempt, max_attempts, failures, lost, generation, created_at, run_at, started_at, finished_at, progress, stage, result,
+       attempt, max_attempts, failures, lost, generation, created_at, nullif(run_at, 'infinity') AS run_at, started_at, finished_at, progress, stage, result,
        error_type, error, dead_reason, wait_reason, broker, worker, cancel_requested_at, idempotency_key, rate_key, concurrency_key,
        batch_id::text AS batch_id, upstream_id::text AS upstream_id, fingerprint, schedule, tick_at
 FROM switchyard.job;
