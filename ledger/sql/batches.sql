@@ -107,7 +107,7 @@ RETURNING j.id;
 UPDATE switchyard.job
 SET state = 'scheduled', run_at = 'infinity', next_publish_at = NULL, expires_at = NULL, wait_reason = 'upstream',
     wait_since = clock_timestamp()
-WHERE message_id = ANY(%(message_ids)s::uuid[]) AND state = 'pending' AND upstream_id IS NOT NULL
+WHERE message_id = ANY(%(message_ids)s::uuid[]) AND state = 'pending' AND CASE WHEN upstream_id IS NOT NULL THEN true END
 RETURNING id;
 
 -- name: look_at_batches
@@ -134,7 +134,7 @@ WITH looked AS MATERIALIZED (
         ) AS active,
         EXISTS (SELECT 1 FROM switchyard.batch AS c WHERE c.parent_id = b.id AND c.succeeded_at IS NULL) AS nested
     FROM switchyard.batch AS b
-    WHERE b.id = ANY(%(ids)s::uuid[]) AND b.succeeded_at IS NULL AND b.waits_for IS NULL
+    WHERE b.id = ANY(%(ids)s::uuid[]) AND CASE WHEN b.succeeded_at IS NULL AND b.waits_for IS NULL THEN true END
 ),
 counted AS MATERIALIZED (
     SELECT
