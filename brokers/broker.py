@@ -210,16 +210,11 @@ class SwitchyardBroker(Broker):
         self.emit_after("enqueue", message, None if delay is None else int(seconds * 1000))
         return message
 
-    def enqueue_many(self, messages: Iterable[Message[Any]], *, delay: int | timedelta | None = None) -> list[Message[Any]]:
-        """Write many jobs, any mix of actors, in one transaction: all or none. Otherwise as ``enqueue``."""
+    def enqueue_many(
+        self, messages: Iterable[Message[Any]], *, delay: int | timedelta | None = None, whole: Together | None = None
+    ) -> list[Message[Any]]:
+        """Write many jobs, any mix of actors, and what they belong to, in one transaction: all or none. Otherwise as ``enqueue``."""
         sent = list(messages)
-        self.enqueue_together(sent, None, delay=delay)
-        return sent
-
-    def enqueue_together(
-        self, sent: Sequence[Message[Any]], whole: Together | None, *, delay: int | timedelta | None = None
-    ) -> None:
-        """As ``enqueue_many``, with what these jobs belong to written in the same transaction."""
         # Each may have a delay of its own among its options, as in a group or a pipeline.
         common = _seconds(sent[0], delay) if sent else 0.0
         delays = [
@@ -242,6 +237,7 @@ class SwitchyardBroker(Broker):
             self._offer_all(jobs, self.database.run(write_all, timeout))
         for message in sent:
             self.emit_after("enqueue", message, None)
+        return sent
 
     def _rows(self, messages: Iterable[Message[Any]], delays: Iterable[float], whole: Together | None) -> Iterator[NewJob]:
         """The rows of messages, made as they are asked for. Raises: PayloadError, OptionError: one cannot be stored."""
@@ -348,7 +344,7 @@ class SwitchyardBroker(Broker):
             delay=delay,
             grace=origin.grace,
             max_age=origin.max_age,
-            control=None if not options or "group_completion_uuid" not in options else _in_group(options),
+            control=JobControl(batch_id=options["group_completion_uuid"]) if "group_completion_uuid" in options else None,
         )
 
     # Working.
@@ -494,11 +490,6 @@ def _max_age(message: Message[Any], actor: Actor[Any, Any] | None) -> float | No
 def _tags(message: Message[Any], actor: Actor[Any, Any] | None) -> list[str] | None:
     value = option("tags", message, actor)
     return None if value is None else list(value)
-
-
-def _in_group(options: Mapping[str, Any]) -> JobControl:
-    """The place of a stock group's child; see ``middleware.group_callbacks``."""
-    return JobControl(batch_id=options["group_completion_uuid"])
 
 
 def _probe(transport: Transport) -> None:

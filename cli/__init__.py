@@ -4,6 +4,7 @@ commands                          the commands and their options
 migrating, keeping, up, demo/     what they do
 listing                           ``jobs`` and ``show``
 cancelling, pausing, editing      what steers jobs: a command or three each, added below
+batches                           ``batches``
 choosing, reporting               options that choose jobs; errors of ours as one line
 supervisor                        worker processes, kept alive, for ``worker``
 stack                             Postgres, broker and workers on one machine, for ``up`` and ``demo``
@@ -13,6 +14,7 @@ refusals                          says why a database cannot be used, and what t
 guard                             ends them when everything else failed to
 """
 
+from cli.batches import batches
 from cli.cancelling import cancel_command
 from cli.commands import main
 from cli.editing import edit_command
@@ -26,5 +28,6 @@ main.add_command(edit_command)
 main.add_command(pause_command)
 main.add_command(resume_command)
 main.add_command(paused_command)
+main.add_command(batches)
 
 __all__ = ["main"]

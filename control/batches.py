@@ -56,11 +56,10 @@ def add_to_batch(id: str, messages: Iterable[Message[Any]], *, delay: int | time
         BatchClosed: all its jobs have ended.
         PayloadError, OptionError, JobExists, LedgerUnavailable: as ``send()``; then nothing was stored.
     """
-    broker, sent = access.broker(), list(messages)
+    broker = access.broker()
     if not isinstance(broker, SwitchyardBroker):
         raise NotImplementedError("batches need the ledger; BROKER=stub has none")
-    broker.enqueue_together(sent, _Growth(id), delay=delay)
-    return sent
+    return broker.enqueue_many(messages, delay=delay, whole=_Growth(id))
 
 
 class _Growth:

@@ -166,7 +166,7 @@ def _run(part: Part, broker: SwitchyardBroker, delay: int | timedelta | None) ->
     claim = current_claim.get()
     tree = _Tree(broker, None if claim is None else claim.job.message_id)
     tree.add(part, _Place())
-    broker.enqueue_together(tree.messages, tree, delay=delay)
+    broker.enqueue_many(tree.messages, delay=delay, whole=tree)
     if any(batch.total == 0 for batch in tree.batches):
         broker.wake_services(0.0)
 

@@ -341,7 +341,14 @@ class RecordingJob(Job):
     #: What the test says.
     cancelled = False
 
-    def __init__(self, *, connection: Connection[Any] | None = None, cancelled: bool = False, **fields: Any) -> None:
+    def __init__(
+        self,
+        *,
+        connection: Connection[Any] | None = None,
+        cancelled: bool = False,
+        steps: dict[str, str] | None = None,
+        **fields: Any,
+    ) -> None:
         super().__init__(**fields)
         self.cancelled = cancelled
         self._connection = connection
@@ -352,7 +359,7 @@ class RecordingJob(Job):
         #: Every line given to ``log``.
         self.log_lines: list[str] = []
         #: What it remembers, as JSON texts by the steps' names.
-        self.steps: dict[str, str] = {}
+        self.steps: dict[str, str] = {} if steps is None else steps
 
     def _known_step(self, name: str) -> str | None:
         return self.steps.get(name)

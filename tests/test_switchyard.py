@@ -14,7 +14,8 @@ from tests.rig.processes import ROOT, base_environment
 
 #: Names that apps and actors import. Adding one is a decision, removing one breaks somebody.
 PUBLIC = {
-    "Attempt", "CancelCount", "Cancelled", "Counts", "EnlistRefused", "Job", "JobExists", "JobNotFound", "LeaseLost",
+    "Attempt", "Batch", "BatchCallback", "BatchClosed", "BatchNotFound", "add_to_batch", "batch", "children", "group", "list_batches",
+    "pipeline", "CancelCount", "Cancelled", "Counts", "EnlistRefused", "Job", "JobExists", "JobNotFound", "LeaseLost",
     "LedgerNotMigrated", "LedgerUnavailable", "LogLine", "OptionError", "Page", "Pause", "PayloadError", "Permanent", "Retry",
     "SettingsError", "Snooze", "State", "SwitchyardError", "attempts", "cancel", "cancel_many", "configure", "counts",
     "current_job", "database", "edit", "enlist", "enqueue_many", "get_job", "job_context", "list_jobs", "logs", "pause", "paused",
