@@ -67,6 +67,7 @@ class _Growth:
 
     def __init__(self, id_: str) -> None:
         self._id = id_
+        self._member = JobControl(batch_id=id_)
 
     def before(self, connection: Connection[Any]) -> None:
         """Hold the batch: it cannot end before these jobs count."""
@@ -74,7 +75,7 @@ class _Growth:
 
     def place(self, position: int, job: NewJob) -> NewJob:
         """The row, in the batch."""
-        return job._replace(control=replace(job.control or JobControl(), batch_id=self._id))
+        return job._replace(control=self._member if job.control is None else replace(job.control, batch_id=self._id))
 
     def after(self, connection: Connection[Any], enqueued: Sequence[Enqueued]) -> None:
         """Count those that this send wrote; a repeated one finds its own."""

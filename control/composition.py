@@ -196,6 +196,7 @@ class _Tree:
         self.batches: list[NewBatch] = []
         self._places: list[_Place] = []
         self._totals: dict[str, int] = {}
+        self._members: dict[str, JobControl] = {}
         self._ranks: dict[str, int] = {}
 
     def add(self, part: Part, place: _Place) -> str:
@@ -207,7 +208,9 @@ class _Tree:
         return self._add_message(part, place)
 
     def _add_message(self, message: Message[Any], place: _Place) -> str:
-        options: dict[str, Any] = {name: value for name, value in message.options.items() if name not in _OURS}
+        options: dict[str, Any] = message.options
+        if options or place.upstream is not None or place.followed:
+            options = {name: value for name, value in options.items() if name not in _OURS}
         if place.upstream is not None and not place.ignored and not options.get("pipe_ignore"):
             options["piped"] = True
         if place.followed:
@@ -241,8 +244,9 @@ class _Tree:
         root = place.root or id_
         self._totals[id_] = self._ranks[id_] = 0
         rank = 0 if place.batch is None else self._ranks[place.batch]
+        inside = dataclasses.replace(place, batch=id_, root=root, followed=False)
         for child in part.children:
-            self.add(child, dataclasses.replace(place, batch=id_, root=root, followed=False))
+            self.add(child, inside)
         sent: list[Message[Any]] = [Message(**fields) for fields in part.completion_callbacks]
         self.batches.append(
             NewBatch(
@@ -271,6 +275,9 @@ class _Tree:
         place = self._places[position]
         if place.batch is None and place.upstream is None:
             return job if place.parent is None else job._replace(parent_id=place.parent)
+        if place.upstream is None and place.parent is None and job.control is None and place.batch is not None:
+            # Children of one group share it: nothing else is special about them.
+            return job._replace(control=self._members.setdefault(place.batch, JobControl(batch_id=place.batch)))
         control = dataclasses.replace(
             job.control or JobControl(),
             batch_id=place.batch,

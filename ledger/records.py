@@ -31,6 +31,11 @@ class JobControl:
     #: Given, the job waits without a time of its own until whatever it waits for makes it due.
     wait_reason: str | None = None
 
+    @property
+    def is_membership(self) -> bool:
+        """Whether there is nothing to it but a batch."""
+        return self == JobControl(batch_id=self.batch_id)
+
 
 # A named tuple, like ``ClaimedJob`` and for the same reason.
 class NewJob(NamedTuple):

@@ -125,7 +125,9 @@ def _insert_controlled(connection: Conn, jobs: Sequence[NewJob]) -> Cursor[Any]:
 
 
 def _insert(connection: Conn, jobs: Sequence[NewJob]) -> Cursor[Any]:
-    if any(job.control is not None for job in jobs):
+    control = jobs[0].control
+    # Children of one group share what is special about them.
+    if any(job.control is not control for job in jobs) or (control is not None and not control.is_membership):
         return _insert_controlled(connection, jobs)
     return connection.execute(
         SQL["enqueue_many"],
@@ -145,6 +147,7 @@ def _insert(connection: Conn, jobs: Sequence[NewJob]) -> Cursor[Any]:
             "delays": plain(job.delay for job in jobs),
             "graces": plain(job.grace for job in jobs),
             "max_ages": plain(job.max_age for job in jobs),
+            "batch_id": None if control is None else control.batch_id,
         },
     )
 

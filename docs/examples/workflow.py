@@ -1,7 +1,7 @@
 """A workflow: steps one after the other, a group among them, a callback, and a step that is not done twice.
 
-    dramatiq workflow &      # the worker
-    python workflow.py       # sends, waits, prints
+dramatiq workflow &      # the worker
+python workflow.py       # sends, waits, prints
 """
 
 from __future__ import annotations

@@ -31,10 +31,10 @@ VALUES (
 RETURNING id;
 
 -- name: enqueue_many
--- A thousand rows at a time for enqueue_many; ids that exist already return no row.
+-- A thousand rows at a time for enqueue_many, of no batch or all of the same; ids that exist already return no row.
 INSERT INTO switchyard.job (
     message_id, queue, actor, priority, payload, options, max_attempts, parent_id, tags, broker, max_age, max_lost,
-    state, run_at, next_publish_at, expires_at, publish_count
+    state, run_at, next_publish_at, expires_at, publish_count, batch_id
 )
 SELECT
     u.message_id, u.queue, u.actor, u.priority, u.payload::json, u.options::json, u.max_attempts, u.parent_id, u.tags::text[], u.broker,
@@ -46,7 +46,8 @@ SELECT
         ELSE clock_timestamp() + make_interval(secs => u.grace)
     END,
     clock_timestamp() + make_interval(secs => u.max_age / 1000),
-    CASE WHEN u.grace > 0 AND NOT u.delay > 0 THEN 1 ELSE 0 END
+    CASE WHEN u.grace > 0 AND NOT u.delay > 0 THEN 1 ELSE 0 END,
+    %(batch_id)s
 FROM unnest(
     %(message_ids)s::uuid[], %(queues)s::text[], %(actors)s::text[], %(priorities)s::int[], %(payloads)s::text[], %(options)s::text[],
     %(max_attempts)s::int[], %(parent_ids)s::uuid[], %(tags)s::text[], %(brokers)s::text[], %(delays)s::float8[], %(graces)s::float8[],
