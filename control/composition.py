@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import dramatiq
 from dramatiq import Broker, Message
+from dramatiq.results import ResultMissing
 from psycopg import Connection
 
 from brokers.broker import SwitchyardBroker
@@ -66,20 +67,26 @@ class pipeline(dramatiq.pipeline):
     @property
     def completed(self) -> bool:
         """Whether the last step is completed. Raises: ResultFailure: it is dead or cancelled."""
-        last = self.messages[-1]
-        return bool(last.completed if isinstance(last, dramatiq.group) else super().completed)
+        return self._is_completed(self.messages[-1])
 
     @property
     def completed_count(self) -> int:
         """How many steps are completed, up to the first one that is not. Raises: ResultFailure: one is dead or cancelled."""
         count = 0
         for part in self.messages:
-            if not (
-                part.completed if isinstance(part, dramatiq.group) else dramatiq.pipeline([part], broker=self.broker).completed
-            ):
+            if not self._is_completed(part):
                 break
             count += 1
         return count
+
+    def _is_completed(self, part: Message[Any] | dramatiq.group) -> bool:
+        if isinstance(part, dramatiq.group):
+            return bool(part.completed)
+        try:
+            part.get_result(backend=self.broker.get_results_backend())
+        except ResultMissing:
+            return False
+        return True
 
     def run(self, *, delay: int | timedelta | None = None) -> pipeline:
         """Write all steps; the first one is due after ``delay`` (milliseconds or a ``timedelta``), or its own delay if that is longer.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -85,6 +88,14 @@ def _declare_plain(actor: Any) -> None:
     @actor(max_age=60_000)
     def ages(*values: Any) -> list[Any]:
         return list(values)
+
+    @actor()
+    def kills(marker: str, value: int) -> list[int]:
+        """Its worker dies in the first attempt."""
+        if current_job().attempt == 1:
+            Path(marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [value, current_job().attempt]
 
     @actor()
     def completes_itself(value: int) -> None:

@@ -19,6 +19,7 @@ from tests.conformance import flow_jobs
 from tests.conformance.jobs import gate, runs
 from tests.conformance.system import System
 from tests.rig.waiting import wait_until
+from tests.rig.workers import Workers
 
 
 @pytest.fixture(scope="module")
@@ -373,6 +374,36 @@ def test_stock_groups_call_back_when_all_have_ended(flows, key):
     assert flows.job(stock.children[0]).state in TERMINAL
     batch = switchyard.batch(flows.job(stock.children[0]).batch_id)
     assert (batch.total, batch.state) == (3, "failed")
+
+
+@pytest.mark.parametrize("broker_name", ["redis"], indirect=True)
+def test_a_worker_killed_in_a_step_and_one_killed_after_it_leave_each_step_done_once(make_settings, tmp_path, key):
+    settings = make_settings()
+    system = System(settings, flow_jobs.declare)
+    (tmp_path / "separate_jobs.py").write_text(
+        "import switchyard\nfrom tests.conformance.flow_jobs import declare\ndeclare(switchyard.configure())\n"
+    )
+    workers = Workers(settings, tmp_path)
+    jobs = system.jobs
+    last = group([jobs.collect.message(n) for n in range(3)], on_complete=jobs.parked.message(key))
+    pipe = pipeline(
+        [jobs.add.message(1, 2), jobs.kills.message(str(tmp_path / "killed")), last, jobs.collect.message("end")]
+    ).run()
+    try:
+        first = workers("separate_jobs", threads=2, queues=("default",), path=tmp_path)
+        wait_until((tmp_path / "killed").exists, 30)
+        first.kill()
+        workers("separate_jobs", threads=2, queues=("default",), path=tmp_path)
+
+        assert pipe.get_result(block=True, timeout=40_000) == ["end", [[n, [3, 2]] for n in range(3)]]
+        assert over(last).counts[State.COMPLETED] == 3
+        # add, kills, three in the group, the end, and the callback once.
+        assert system.count() == 7
+        killed = [attempt.outcome for attempt in system.attempts(pipe.messages[1])]
+        assert killed == ["lost", "completed"]
+    finally:
+        workers.close()
+        system.close()
 
 
 def test_a_steps_result_is_remembered_by_later_attempts(flows, key):
