@@ -21,6 +21,7 @@ from dramatiq.results import ResultMissing
 from psycopg import Connection
 
 from brokers.broker import SwitchyardBroker
+from control.cancel import cancel, cancel_many
 from ledger import batches
 from ledger.records import Enqueued, JobControl, NewBatch, NewJob
 from middleware.group_callbacks import callback_rows
@@ -104,6 +105,10 @@ class pipeline(dramatiq.pipeline):
             dramatiq.pipeline(self.messages, broker=self.broker).run(delay=delay)
         return self
 
+    def cancel(self) -> None:
+        """Cancel all steps that have not ended, the last one first; running ones are asked to stop. As ``switchyard.cancel``."""
+        _cancel(self)
+
     def get_result(self, *, block: bool = False, timeout: int | None = None) -> Any:
         """The result of the last step; a list, where that is a group. As Dramatiq's; ``timeout`` in milliseconds."""
         last = self.messages[-1]
@@ -167,6 +172,24 @@ class group(dramatiq.group):
         else:
             super().run(delay=delay)  # type: ignore[no-untyped-call]
         return self
+
+    def cancel(self) -> None:
+        """Cancel all jobs of it that have not ended; running ones are asked to stop. As ``switchyard.cancel``."""
+        _cancel(self)
+
+
+def _cancel(part: Part) -> None:
+    if isinstance(part, dramatiq.pipeline):
+        for step in reversed(part.messages):
+            _cancel(step)
+    elif isinstance(part, dramatiq.group):
+        for child in part.children:
+            if not (isinstance(part, group) and isinstance(child, Message)):
+                _cancel(child)
+        if isinstance(part, group):
+            cancel_many(batch=part.id)
+    else:
+        cancel(part)
 
 
 def _run(part: Part, broker: SwitchyardBroker, delay: int | timedelta | None) -> None:

@@ -95,6 +95,7 @@ def list_jobs(
         queue=queue,
         tag=tag,
         parent_id=parent_id,
+        batch=batch,
         created_after=created_after,
         created_before=created_before,
     )

@@ -36,7 +36,7 @@ from loadtest.stand import LoadtestFailed, Stand, WorkerProcesses, stand
 #: Time between two looks at how far a drain is, in seconds.
 LOOK: Final = 0.2
 #: What the jobs carry, as in the other load tests.
-DATA: Final = {"name": "fan-out", "values": [1, 2, 3], "text": "x" * 100}
+DATA: Final[dict[str, object]] = {"name": "fan-out", "values": [1, 2, 3], "text": "x" * 100}
 
 _TIMES: Final = """
     SELECT count(*), count(*) FILTER (WHERE state = 'completed'), coalesce(max(attempt), 0),

@@ -162,6 +162,24 @@ def test_cancelling_a_step_that_waits_cancels_what_waits_for_it(flows):
     assert switchyard.cancel(pipe.messages[2].message_id)
 
 
+def test_a_workflow_is_cancelled_as_a_whole(flows, key):
+    jobs = flows.jobs
+    inner = group([jobs.parked.message(), jobs.parked.message() | jobs.collect.message()])
+    pipe = pipeline([jobs.waits.message(key), group([jobs.collect.message(), inner]), jobs.collect.message()]).run()
+    other = group([jobs.parked.message()]).run()
+    wait_until(lambda: flows.job(pipe.messages[0]).state is State.RUNNING, 10)
+
+    pipe.cancel()
+    other.cancel()
+
+    gate(key).set()
+    assert flows.ended(pipe.messages[0]).state in (State.CANCELLED, State.COMPLETED)
+    assert flows.job(pipe.messages[2]).state is State.CANCELLED
+    for batch in (pipe.messages[1], inner):
+        assert {job.state for job in switchyard.list_jobs(batch=batch.id).jobs} == {State.CANCELLED}
+    over(other, "failed")
+
+
 def test_a_step_cancelled_while_it_waited_has_its_result_when_it_is_replayed(flows, key):
     jobs = flows.jobs
     pipe = pipeline([jobs.waits.message(key), jobs.collect.message("late")]).run()
