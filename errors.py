@@ -8,6 +8,8 @@
     ├── OptionError     (*)         an option of an actor or a message has a value that cannot work
     ├── LedgerUnavailable (*)       Postgres did not answer; carries the message to send again
     │   └── LedgerNotMigrated       Postgres answered, the tables are missing or old
+    ├── BatchNotFound               no batch has this id
+    ├── BatchClosed                 the batch is complete and takes no more jobs
     ├── LeaseLost                   the job belongs to another worker now: stop, write nothing
     ├── EnlistRefused               this connection cannot carry a send: names the fix
     ├── CronError                   a cron expression or its time zone cannot be read (a ValueError too)
@@ -61,6 +63,24 @@ class JobExists(SwitchyardError, MiddlewareError):
     def __init__(self, job_id: str, reason: str) -> None:
         super().__init__(f"job {job_id} exists already: {reason}; nothing was stored, send with a new message id")
         self.job_id = job_id
+
+
+class BatchNotFound(SwitchyardError):
+    """No batch (group) in the ledger has this id."""
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(f"no batch has the id {batch_id!r}")
+        self.batch_id = batch_id
+
+
+class BatchClosed(SwitchyardError):
+    """All jobs of the batch have ended, so it takes no more; nothing was stored."""
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(
+            f"batch {batch_id} is complete, it takes no more jobs; add them from within one of its own, or run a new group"
+        )
+        self.batch_id = batch_id
 
 
 class PayloadError(SwitchyardError, MiddlewareError):

@@ -31,7 +31,9 @@ from brokers import TRANSPORTS, make_transport
 from brokers.broker import SwitchyardBroker
 from brokers.transport import Transport
 from control import access
+from control.batches import add_to_batch, batch, list_batches
 from control.cancel import cancel, cancel_many
+from control.composition import group, pipeline
 from control.edit import edit
 from control.pause import pause, paused, resume
 from control.schedules import (
@@ -47,6 +49,8 @@ from control.schedules import (
     update_schedule,
 )
 from errors import (
+    BatchClosed,
+    BatchNotFound,
     Cancelled,
     CronError,
     EnlistRefused,
@@ -67,6 +71,7 @@ from errors import (
 )
 from keeper import Keeper
 from ledger import read, write
+from ledger.batch import Batch, BatchCallback
 from ledger.borrowed import borrow
 from ledger.control import CancelCount, Pause
 from ledger.database import BoundedConnection, Database
@@ -84,6 +89,10 @@ from settings import Settings
 
 __all__ = [
     "Attempt",
+    "Batch",
+    "BatchCallback",
+    "BatchClosed",
+    "BatchNotFound",
     "CancelCount",
     "Cancelled",
     "Counts",
@@ -111,9 +120,12 @@ __all__ = [
     "State",
     "SwitchyardError",
     "Tick",
+    "add_to_batch",
     "attempts",
+    "batch",
     "cancel",
     "cancel_many",
+    "children",
     "configure",
     "counts",
     "create_schedule",
@@ -126,12 +138,15 @@ __all__ = [
     "enqueue_many",
     "get_job",
     "get_schedule",
+    "group",
     "job_context",
+    "list_batches",
     "list_jobs",
     "logs",
     "pause",
     "pause_schedule",
     "paused",
+    "pipeline",
     "replay",
     "resume",
     "resume_schedule",
@@ -302,13 +317,18 @@ def list_jobs(**filters: Any) -> Page:
     """One page of jobs, newest first; see ``ledger.read.list_jobs`` for the filters.
 
     Parameters:
-        filters: ``state`` (or a list; other queues' words work too), ``actor``, ``queue``, ``tag``, ``parent_id``, ``created_after``,
-            ``created_before``, ``limit`` (default 50, at most 200), ``after`` (the cursor of the page before).
+        filters: ``state`` (or a list; other queues' words work too), ``actor``, ``queue``, ``tag``, ``parent_id``, ``batch``,
+            ``created_after``, ``created_before``, ``limit`` (default 50, at most 200), ``after`` (the cursor of the page before).
 
     Raises:
         ValueError: a filter's value is wrong; the text names it.
     """
     return _ask(lambda connection: read.list_jobs(connection, **filters))
+
+
+def children(id: str) -> list[Job]:
+    """The jobs that a job's actor sent, and of a pipeline the step after it, the newest first, at most 200. Raises: JobNotFound."""
+    return _ask(lambda connection: read.children(connection, id))
 
 
 def counts() -> Counts:

@@ -32,6 +32,7 @@ from brokers.worker_side import AckConsumer, Service, WorkerSide, how_it_ended, 
 from errors import JobExists, LedgerUnavailable, OptionError
 from ledger import routes as ledger_routes
 from ledger import write
+from ledger.batches import Together
 from ledger.borrowed import LedgerOnly
 from ledger.database import BoundedConnection, Database
 from ledger.records import Enqueued, Finish, NewJob
@@ -212,8 +213,10 @@ class SwitchyardBroker(Broker):
         self.emit_after("enqueue", message, None if delay is None else int(seconds * 1000))
         return message
 
-    def enqueue_many(self, messages: Iterable[Message[Any]], *, delay: int | timedelta | None = None) -> list[Message[Any]]:
-        """Write many jobs, any mix of actors, in one transaction: all or none. Otherwise as ``enqueue``."""
+    def enqueue_many(
+        self, messages: Iterable[Message[Any]], *, delay: int | timedelta | None = None, whole: Together | None = None
+    ) -> list[Message[Any]]:
+        """Write many jobs, any mix of actors, and what they belong to, in one transaction: all or none. Otherwise as ``enqueue``."""
         sent = list(messages)
         # Each may have a delay of its own among its options, as in a group or a pipeline.
         common = _seconds(sent[0], delay) if sent else 0.0
@@ -224,7 +227,7 @@ class SwitchyardBroker(Broker):
             self.emit_before("enqueue", message, None)
         self._know_routes()
         if current_enlistment() is not None:
-            self._enlisted(list(self._rows(sent, delays)))
+            self._enlisted(list(self._rows(sent, delays, whole)), whole)
         else:
             # Bulk statements take longer than one send; each thousand rows get as long as a single one.
             timeout = self.settings.send_timeout * (1 + len(sent) // 1_000)
@@ -232,29 +235,30 @@ class SwitchyardBroker(Broker):
 
             def write_all(connection: BoundedConnection) -> list[Enqueued]:
                 jobs.clear()
-                return write.enqueue_many(connection, _noting(self._rows(sent, delays), jobs))
+                return write.enqueue_many(connection, _noting(self._rows(sent, delays, whole), jobs), whole)
 
             self._offer_all(jobs, self.database.run(write_all, timeout))
         for message in sent:
             self.emit_after("enqueue", message, None)
         return sent
 
-    def _rows(self, messages: Iterable[Message[Any]], delays: Iterable[float]) -> Iterator[NewJob]:
+    def _rows(self, messages: Iterable[Message[Any]], delays: Iterable[float], whole: Together | None) -> Iterator[NewJob]:
         """The rows of messages, made as they are asked for. Raises: PayloadError, OptionError: one cannot be stored."""
         plain: dict[tuple[str, str], _Origin] = {}
-        for message, delay in zip(messages, delays, strict=True):
+        for position, (message, delay) in enumerate(zip(messages, delays, strict=True)):
             if message.options:
                 origin = self._origin(message)
             else:
                 # Without options of their own, messages of one actor differ in nothing that is looked up there.
                 kind = (message.actor_name, message.queue_name)
                 origin = plain.get(kind) or plain.setdefault(kind, self._origin(message))
-            yield self._row(message, delay, origin)
+            job = self._row(message, delay, origin)
+            yield job if whole is None else whole.place(position, job)
 
     def _offer_all(self, jobs: Sequence[NewJob], enqueued: Sequence[Enqueued]) -> None:
         by_broker: dict[str, list[Outgoing]] = {}
         for job, entry in zip(jobs, enqueued, strict=True):
-            if not job.delay > 0:
+            if not job.waits:
                 by_broker.setdefault(job.broker, []).append(Outgoing(entry.id, job.queue, job.actor, job.priority))
         for broker, batch in by_broker.items():
             self.publisher.offer(broker, batch)
@@ -289,17 +293,17 @@ class SwitchyardBroker(Broker):
             # The triggers are where they were a moment ago; a keeper moves what has to move.
             self.logger.debug("could not look up the routes: %s", error)
 
-    def _enlisted(self, jobs: Sequence[NewJob]) -> bool:
+    def _enlisted(self, jobs: Sequence[NewJob], whole: Together | None = None) -> bool:
         """Write jobs as part of the caller's transaction, if the caller is inside ``enlist``. False: it is not, nothing was written."""
         enlistment = current_enlistment()
         if enlistment is None:
             return False
         rings = []
         for name in sorted({job.broker for job in jobs}):
-            queues = {job.queue for job in jobs if job.broker == name and not job.delay > 0}
+            queues = {job.queue for job in jobs if job.broker == name and not job.waits}
             rings += self.transports[name].rings(queues) if queues else []
         # Due at once: this process does not learn of the commit, so it publishes nothing.
-        enlistment.write([job if job.grace is None else job._replace(grace=0.0) for job in jobs], rings)
+        enlistment.write([job if job.grace is None else job._replace(grace=0.0) for job in jobs], rings, whole)
         return True
 
     def new_job(self, message: Message[Any], delay: float = 0.0) -> NewJob:

@@ -4,6 +4,7 @@ commands                          the commands and their options
 migrating, keeping, up, demo/     what they do
 listing                           ``jobs`` and ``show``
 cancelling, pausing, editing      what steers jobs: a command or three each, added below
+batches                           ``batches``
 choosing, reporting               options that choose jobs; errors of ours as one line
 schedules                         ``schedules``
 supervisor                        worker processes, kept alive, for ``worker``
@@ -14,6 +15,7 @@ refusals                          says why a database cannot be used, and what t
 guard                             ends them when everything else failed to
 """
 
+from cli.batches import batches
 from cli.cancelling import cancel_command
 from cli.commands import main
 from cli.editing import edit_command
@@ -29,5 +31,6 @@ main.add_command(pause_command)
 main.add_command(resume_command)
 main.add_command(paused_command)
 main.add_command(schedules)
+main.add_command(batches)
 
 __all__ = ["main"]

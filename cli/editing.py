@@ -66,5 +66,5 @@ def edit_command(id_: str, run_at: datetime | None, tags: tuple[str, ...], no_ta
     if not done:
         click.echo(f"{id_} cannot be changed so: it is {state}", err=True)
         sys.exit(1)
-    when = "" if job.wait_reason else f", to run {job.run_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    when = "" if job.wait_reason or job.run_at is None else f", to run {job.run_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
     click.echo(f"{id_} changed: it is {state}, priority {job.priority}{when}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from keeper import expiry, look, lost, pauses, rescue, retention, samples, schedule, strays, unknown, workers
+from keeper import batches, expiry, look, lost, pauses, rescue, retention, samples, schedule, strays, unknown, workers
 from keeper.duty import Duty
 from settings import Settings
 
@@ -38,8 +38,11 @@ DUTIES: Final = (
     Duty("lost", _sweep, lost.sweep),
     Duty("expiry", _sweep, expiry.sweep),
     Duty("unknown", _sweep, unknown.sweep),
+    # After those that end jobs.
+    Duty("batches", _sweep, batches.sweep),
     Duty("retention", retention.period, retention.sweep),
     Duty("samples", lambda settings: settings.sample_every, samples.sweep),
     Duty("workers", _slowly, workers.sweep),
     Duty("declarations", _slowly, strays.forget),
+    Duty("old batches", _slowly, batches.forget),
 )

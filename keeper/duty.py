@@ -67,6 +67,8 @@ class Seen(NamedTuple):
     #: Something is paused, and something is parked.
     paused: bool = False
     parked: bool = False
+    #: A batch is not over.
+    batches: bool = False
     #: The broker of each queue that has a route.
     routes: Mapping[str, str] = MappingProxyType({})
 

@@ -6,6 +6,8 @@ SQL in ``ledger/sql``. Everything lives in a schema of its own, so that the ledg
     job       one row per job, the truth about it
     attempt   one row per execution that did not complete (a completed one is the job's own row)
     job_log   lines an actor wrote with ``job.log()``
+    job_step  results that an actor remembered with ``job.step()``
+    batch     one row per group: what it counts, and what is sent when it ends
     worker    one row per living worker process, kept fresh by its heartbeat
     route     which broker each queue's triggers go to
     declaration   which brokers living processes have in their settings, and since when
@@ -134,7 +136,7 @@ job = Table(
     # The key whose slots it waits for, and its place in that line.
     Column("blocked_on", Text),
     Column("line", Float),
-    # The group it belongs to, and the job whose completion it waits for.
+    # The batch it belongs to, and the job or the batch whose completion it waits for: it was not given its result yet.
     Column("batch_id", Uuid),
     Column("upstream_id", Uuid),
     # What failures of the same kind have in common.
@@ -183,6 +185,11 @@ job = Table(
     ),
     # Jobs waiting for a worker that knows their actor.
     Index("job_unknown_actor", "wait_since", postgresql_where=text("wait_reason = 'unknown_actor'")),
+    # Scheduled rows that wait for something else than a time.
+    Index("job_timeless", "queue", postgresql_where=text("state = 'scheduled' AND next_publish_at IS NULL")),
+    # The jobs of a batch by state, and what waits for a job or a batch; the others do not pay for them.
+    Index("job_batch", "batch_id", "state", postgresql_where=text("batch_id IS NOT NULL")),
+    Index("job_upstream", "upstream_id", postgresql_where=text("upstream_id IS NOT NULL")),
     # Every update moves the row to a new version on the same page if there is room; the table is small and hot.
     postgresql_with={"fillfactor": "70", "autovacuum_vacuum_scale_factor": "0.02", "autovacuum_analyze_scale_factor": "0.05"},
 )
@@ -217,6 +224,54 @@ job_log = Table(
     Column("at", DateTime(timezone=True), nullable=False, server_default=_NOW),
     Column("line", Text, nullable=False),
     Index("job_log_job_id_id", "job_id", "id"),
+)
+
+job_step = Table(
+    "job_step",
+    metadata,
+    Column("job_id", BigInteger, ForeignKey(job.c.id, ondelete="CASCADE"), primary_key=True),
+    # The actor's own word for it; every later execution gets the result instead of doing it again.
+    Column("name", Text, primary_key=True),
+    # The execution that did it.
+    Column("generation", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("result", JSON),
+    Column("at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+)
+
+batch = Table(
+    "batch",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    # In the order of creation, for the keeper's walk and for lists.
+    Column("number", BigInteger, Identity(always=True), nullable=False),
+    Column("name", Text),
+    # The batch around this one, the outermost one (itself, if there is none), and the job whose actor made it.
+    Column("parent_id", Uuid),
+    Column("root_id", Uuid, nullable=False),
+    Column("sent_by", Uuid),
+    # The job or batch whose completion all of it waits for; null: it has begun.
+    Column("waits_for", Uuid),
+    # A later step waits for its success. How many of its parent's jobs stand before it.
+    Column("followed", Boolean, nullable=False, server_default=text("false")),
+    Column("place", Integer, nullable=False, server_default=text("0")),
+    # How many jobs were put into it. Of a stock Dramatiq group, whose children come one by one: how many there have to be.
+    Column("total", Integer, nullable=False, server_default=text("0")),
+    Column("expected", Integer),
+    # Rows to be written when it happens, as enqueue_controlled takes them.
+    Column("on_complete", JSON),
+    Column("on_success", JSON),
+    Column("on_death", JSON),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    # Each once, and never taken back: the first job dead; all of them ended; all of them completed.
+    Column("died_at", DateTime(timezone=True)),
+    Column("completed_at", DateTime(timezone=True)),
+    Column("succeeded_at", DateTime(timezone=True)),
+    # What the keeper looks through.
+    Index("batch_open", "number", postgresql_where=text("succeeded_at IS NULL AND waits_for IS NULL")),
+    Index("batch_number", "number"),
+    Index("batch_nested", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
+    Index("batch_waiting", "waits_for", postgresql_where=text("waits_for IS NOT NULL")),
 )
 
 worker = Table(

@@ -18,6 +18,7 @@ from middleware.callbacks import Callbacks
 from middleware.cancellation import Cancellation
 from middleware.current_job import CurrentJob
 from middleware.event_loop import EventLoop
+from middleware.group_callbacks import LedgerGroupCallbacks
 from middleware.log_context import LogContext
 from middleware.max_age import MaxAge
 from middleware.payload import CheckedPayload
@@ -53,6 +54,8 @@ def stack(settings: Settings, database: Database) -> list[Middleware]:
         # After-hooks come back up: these two see the verdict that status and retries noted below them.
         Results(backend=LedgerResults(database), store_results=True),
         Callbacks(),
+        # Takes part in sends alone.
+        LedgerGroupCallbacks(database),
         # The verdict: success and failure exclude each other, so their order does not matter.
         Status(max_result_bytes=settings.max_result_bytes),
         Retries(),

@@ -8,16 +8,18 @@ another worker stops.
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import math
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, Token
 from datetime import datetime, timedelta
 from time import monotonic
-from typing import Any, Final, NoReturn, Protocol, cast
+from typing import Any, Final, NoReturn, ParamSpec, Protocol, TypeVar, cast
 
 import psycopg
 from dramatiq import Broker, MessageProxy, Middleware, Worker
@@ -29,6 +31,7 @@ from ledger import write
 from ledger.database import Database
 from ledger.records import Finish
 from middleware.callbacks import add_followers
+from middleware.steps import Steps, checked_name, decoded
 from middleware.transaction import Transactions
 from runtime.claims import Claim, Completion
 from runtime.context import current_claim
@@ -43,6 +46,10 @@ PROGRESS_INTERVAL: Final = 0.5
 #: Longest log line and stage that is stored, in characters.
 MAX_LINE: Final = 4_000
 MAX_STAGE: Final = 200
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class WakesServices(Protocol):
@@ -66,6 +73,7 @@ class Job(ABC):
         max_attempts: int | None = None,
         schedule: str | None = None,
         tick_at: datetime | None = None,
+        batch_id: str | None = None,
     ) -> None:
         #: The job's id, the same for every attempt: use it as the idempotency key of calls to other systems.
         self.id = id
@@ -82,6 +90,8 @@ class Job(ABC):
         #: The schedule that made the job, and for which of its ticks (aware, UTC); None: none did. A job that was run by hand has no tick.
         self.schedule = schedule
         self.tick_at = tick_at
+        #: The batch (group) it belongs to, for ``add_to_batch``; None: it belongs to none.
+        self.batch_id = batch_id
         self._result: Any = None
         self._in_transaction = False
 
@@ -170,6 +180,43 @@ class Job(ABC):
         logger.info(line)
         self._append(clean_text(str(line), MAX_LINE))
 
+    def step(self, name: str, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do something once for this job, however often the job is executed: the first time call ``fn(*args, **kwargs)`` and store what it
+        returns, later return what is stored. Attempts, replays and other workers count as later.
+
+        Parameters:
+            name: the step's name, unique within the job.
+            fn: what to do; it returns JSON. What comes back is what was stored (a tuple is a list), also the first time.
+
+        Raises:
+            ValueError: the name cannot be one, or the result is not JSON or larger than MAX_RESULT_BYTES.
+            LeaseLost: another worker may own the job; nothing was stored.
+            LedgerUnavailable: Postgres was lost; a later attempt does the step again.
+        """
+        known = self._known_step(checked_name(name))
+        if known is None:
+            result = fn(*args, **kwargs)
+            if inspect.iscoroutine(result):
+                result.close()
+                raise TypeError(f"step {name!r}: {fn!r} is asynchronous, use `await job.step_async(...)`")
+            known = self._store_step(name, result)
+        return cast("T", decoded(known))
+
+    async def step_async(self, name: str, fn: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As ``step``, with a coroutine function, for async actors; the event loop goes on meanwhile."""
+        known = await asyncio.to_thread(self._known_step, checked_name(name))
+        if known is None:
+            known = await asyncio.to_thread(self._store_step, name, await fn(*args, **kwargs))
+        return cast("T", decoded(known))
+
+    @abstractmethod
+    def _known_step(self, name: str) -> str | None:
+        """The stored result of a step as JSON text, or None."""
+
+    @abstractmethod
+    def _store_step(self, name: str, result: Any) -> str:
+        """Store a step's result; returns the JSON text that counts."""
+
     @abstractmethod
     def _report(self, percent: float, stage: str | None) -> None:
         """Take note of how far the job is."""
@@ -201,6 +248,7 @@ class ClaimedJobContext(Job):
             generation=job.generation,
             max_attempts=job.max_attempts,
             **_origin(job.options),
+            batch_id=job.batch_id,
         )
         self._claim = claim
         self._broker = broker
@@ -212,6 +260,13 @@ class ClaimedJobContext(Job):
         self._reported_at = -math.inf
         self._pending: tuple[float, str | None] | None = None
         self._stage: str | None = None
+        self._steps = Steps(shared.database, claim, shared.max_result_bytes)
+
+    def _known_step(self, name: str) -> str | None:
+        return self._steps.known(name)
+
+    def _store_step(self, name: str, result: Any) -> str:
+        return self._steps.store(name, result)
 
     @property
     def cancelled(self) -> bool:
@@ -271,7 +326,7 @@ class ClaimedJobContext(Job):
         with self._lock:
             # The completion says 100 %.
             self._pending = None
-        if claim.ending is not None and claim.ending.children:
+        if claim.ending is not None and (claim.ending.children or claim.ending.upstream is not None):
             cast("WakesServices", self._broker).wake_services(0.0)
 
     def _follow(self, ending: Finish) -> None:
@@ -300,7 +355,14 @@ class RecordingJob(Job):
     #: What the test says.
     cancelled = False
 
-    def __init__(self, *, connection: Connection[Any] | None = None, cancelled: bool = False, **fields: Any) -> None:
+    def __init__(
+        self,
+        *,
+        connection: Connection[Any] | None = None,
+        cancelled: bool = False,
+        steps: dict[str, str] | None = None,
+        **fields: Any,
+    ) -> None:
         super().__init__(**fields)
         self.cancelled = cancelled
         self._connection = connection
@@ -310,6 +372,14 @@ class RecordingJob(Job):
         self.progress_calls: list[tuple[float, str | None]] = []
         #: Every line given to ``log``.
         self.log_lines: list[str] = []
+        #: What it remembers, as JSON texts by the steps' names.
+        self.steps: dict[str, str] = {} if steps is None else steps
+
+    def _known_step(self, name: str) -> str | None:
+        return self.steps.get(name)
+
+    def _store_step(self, name: str, result: Any) -> str:
+        return self.steps.setdefault(name, encode_result(result, sys.maxsize) or "null")
 
     def _report(self, percent: float, stage: str | None) -> None:
         self.progress_calls.append((percent, stage))

@@ -11,7 +11,8 @@ import threading
 from typing import Any
 
 from dramatiq import Broker, MessageProxy, Middleware
-from dramatiq.middleware import AgeLimit, AsyncIO, Callbacks, Pipelines, Retries, ShutdownNotifications, TimeLimit
+from dramatiq.middleware import AgeLimit, AsyncIO, Callbacks, GroupCallbacks, Pipelines, Retries, ShutdownNotifications, TimeLimit
+from dramatiq.rate_limits.backends import StubBackend as StubBarriers
 from dramatiq.results import Results
 from dramatiq.results.backends import StubBackend
 
@@ -27,6 +28,8 @@ class StubCurrentJob(Middleware):
 
     def __init__(self) -> None:
         self._local = threading.local()
+        #: What jobs remember from one attempt to the next, by their ids.
+        self._steps: dict[str, dict[str, str]] = {}
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         """Enter the job's context on this thread."""
@@ -35,6 +38,7 @@ class StubCurrentJob(Middleware):
             actor=message.actor_name,
             queue=message.queue_name,
             attempt=message.options.get("retries", 0) + 1,
+            steps=self._steps.setdefault(message.message_id, {}),
         )
         self._local.context.__enter__()
 
@@ -43,6 +47,8 @@ class StubCurrentJob(Middleware):
     ) -> None:
         """Leave it."""
         self._local.context.__exit__(None, None, None)
+        if exception is None:
+            self._steps.pop(message.message_id, None)
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
         """Leave it."""
@@ -57,6 +63,7 @@ def stub_stack() -> list[Middleware]:
         ShutdownNotifications(),
         Callbacks(),
         Pipelines(),
+        GroupCallbacks(StubBarriers()),
         Retries(),
         AsyncIO(),
         CheckedPayload(),

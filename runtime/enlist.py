@@ -21,6 +21,7 @@ from contextvars import ContextVar
 from typing import Final, cast
 
 from ledger import write
+from ledger.batches import Together
 from ledger.borrowed import Borrowed, LedgerOnly, borrow
 from ledger.records import NewJob
 from ledger.sql import SQL
@@ -38,7 +39,7 @@ class Enlistment:
         self.outer = outer
         self.open = True
 
-    def write(self, jobs: Sequence[NewJob], rings: Sequence[tuple[str, str]]) -> None:
+    def write(self, jobs: Sequence[NewJob], rings: Sequence[tuple[str, str]], whole: Together | None = None) -> None:
         """Write jobs, all or none, and the notifications (channel, payload) that wake somebody at the commit.
 
         Raises:
@@ -48,7 +49,7 @@ class Enlistment:
         if self._ledger is not None:
             self._ledger.check(self._borrowed)
         # It has what the write path uses of a connection: execute and transaction.
-        write.enqueue_many(cast("write.Conn", self._borrowed), jobs)
+        write.enqueue_many(cast("write.Conn", self._borrowed), jobs, whole)
         # With every send: a savepoint that is rolled back takes its notification along, so an earlier one proves nothing.
         for channel, payload in rings:
             self._borrowed.execute(SQL["ring_at_commit"], {"channel": channel, "payload": payload})

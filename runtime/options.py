@@ -42,9 +42,11 @@ def max_attempts(message: HasOptions, actor: HasOptions | None) -> int | None:
 def control(message: HasOptions) -> JobControl | None:
     """What a message's options say that most messages have nothing to say of; None: nothing."""
     options = message.options
-    if not options or options.get("schedule") is None:
+    # Dramatiq's own name for the group that a message belongs to.
+    schedule, batch = options.get("schedule"), options.get("group_completion_uuid")
+    if schedule is None and batch is None:
         return None
-    return JobControl(schedule=options["schedule"], tick_at=options.get("tick_at"))
+    return JobControl(schedule=schedule, tick_at=options.get("tick_at"), batch_id=batch)
 
 
 def max_lost(message: HasOptions, actor: HasOptions | None) -> int | None:
