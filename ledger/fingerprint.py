@@ -31,8 +31,8 @@ _VARIABLE: Final = (
     (re.compile(r"\b0x[0-9a-f]+\b", re.IGNORECASE), "<hex>"),
     (re.compile(r"(?<![\w:])(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{0,4}(?![\w:])", re.IGNORECASE), "<address>"),
     (re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b"), "<address>"),
-    # Eight or more hexadecimal digits, one of them a figure: a digest, an object id, a short commit.
-    (re.compile(r"\b(?=[a-f]*\d)[0-9a-f]{8,}\b", re.IGNORECASE), "<hex>"),
+    # Eight or more hexadecimal digits, both letters and figures: a digest, an object id, a short commit.
+    (re.compile(r"\b(?=\d*[a-f])(?=[a-f]*\d)[0-9a-f]{8,}\b", re.IGNORECASE), "<hex>"),
     # Figures, wherever they stand: 1,234.5 and 2026-11-28T08:36:00 and job7 too.
     (re.compile(r"\d+(?:[.,:_-]?\d+)*"), "#"),
     (re.compile(r"\s+"), " "),

@@ -56,7 +56,11 @@ RETURNING id;
 -- As replay, for a chunk of dead rows, in the order of the array: the n-th is due `interval` seconds after the one before it, the first
 -- `ahead` seconds after `base` (null: now). What is due later waits as scheduled, so that no broker can hand it out before. Rows whose key
 -- is in use, by an active job or by one before it in the array, stay dead.
-WITH locked AS MATERIALIZED (
+WITH beginning AS MATERIALIZED (
+    -- Once: for each row anew, the clock would have gone on.
+    SELECT coalesce(%(base)s::timestamptz, clock_timestamp()) AS base
+),
+locked AS MATERIALIZED (
     SELECT id, actor, unique_key
     FROM switchyard.job
     WHERE id = ANY(%(ids)s::bigint[]) AND state = 'dead'
@@ -87,7 +91,7 @@ timed AS MATERIALIZED (
         t.base + make_interval(secs => %(ahead)s + %(interval)s * (row_number() OVER (ORDER BY c.place) - 1)) AS due_at,
         %(ahead)s + %(interval)s * (row_number() OVER (ORDER BY c.place) - 1) > 0 AS later
     FROM chosen AS c
-    CROSS JOIN (SELECT coalesce(%(base)s::timestamptz, clock_timestamp()) AS base) AS t
+    CROSS JOIN beginning AS t
 )
 UPDATE switchyard.job AS j
 SET state = CASE WHEN t.later THEN 'scheduled' ELSE 'pending' END,

@@ -201,7 +201,7 @@ def test_nonsense_for_a_hook_is_refused_at_the_send(system, value):
 @pytest.mark.parametrize("value", ["", 7, "itself"])
 def test_nonsense_for_a_hook_is_refused_when_the_actor_is_declared(system, value):
     with pytest.raises(OptionError, match=r"'itself'.*'on_dead'"):
-        dramatiq.actor(lambda: None, actor_name="itself", broker=system.broker, on_dead=value)
+        dramatiq.actor(actor_name="itself", broker=system.broker, on_dead=value)(lambda: None)
 
 
 def test_failures_of_one_kind_are_one_group(system):
