@@ -75,15 +75,15 @@ placed AS MATERIALIZED (
 chosen AS MATERIALIZED (
     SELECT p.id, p.place
     FROM placed AS p
-    WHERE CASE
-        WHEN p.unique_key IS NULL THEN true
-        ELSE p.turn = 1 AND NOT EXISTS (
-            SELECT 1
-            FROM switchyard.job AS other
-            WHERE other.actor = p.actor AND other.unique_key = p.unique_key
-                AND other.state IN ('scheduled', 'pending', 'retrying', 'running')
-        )
-    END
+    LEFT JOIN LATERAL (
+        -- With a limit, so that each key is a probe of its index; without one, the planner would read whatever is active.
+        SELECT true AS held
+        FROM switchyard.job AS other
+        WHERE p.unique_key IS NOT NULL AND other.actor = p.actor AND other.unique_key = p.unique_key AND other.unique_key IS NOT NULL
+            AND other.state IN ('scheduled', 'pending', 'retrying', 'running')
+        LIMIT 1
+    ) AS key ON true
+    WHERE p.unique_key IS NULL OR (p.turn = 1 AND key.held IS NULL)
 ),
 timed AS MATERIALIZED (
     SELECT
@@ -109,7 +109,7 @@ RETURNING j.id, t.base, t.due_at;
 -- The active job that holds the key of a job that has ended.
 SELECT other.message_id::text
 FROM switchyard.job AS j
-JOIN switchyard.job AS other ON other.actor = j.actor AND other.unique_key = j.unique_key
+JOIN switchyard.job AS other ON other.actor = j.actor AND other.unique_key = j.unique_key AND other.unique_key IS NOT NULL
     AND other.state IN ('scheduled', 'pending', 'retrying', 'running')
 WHERE j.message_id = %(message_id)s AND other.id <> j.id
 LIMIT 1;

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from datetime import datetime
 from itertools import pairwise
+from typing import Any
 from uuid import uuid4
 
 import dramatiq
@@ -21,31 +22,41 @@ from brokers.redis import dead_key
 from errors import JobNotFound, OptionError, PayloadError
 from ledger import write
 from ledger.states import State
+from settings import Settings
 from tests.conformance import jobs
 from tests.conformance.dead_letter_jobs import declare
 from tests.conformance.system import System
 from tests.rig.waiting import wait_until
 
 
+class Watched(System):
+    """A system, and somebody who watches its broker's own dead-letter place."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings, declare=declare)
+        self.told: list[dict[str, Any]] = []
+        self.listener = psycopg.connect(settings.database_url.get_secret_value(), autocommit=True)
+        self.listener.execute(f"LISTEN {DEAD_CHANNEL}".encode())
+
+    def close(self) -> None:
+        self.listener.close()
+        super().close()
+
+
 @pytest.fixture(scope="module")
 def system(make_settings):
-    found = System(make_settings(unknown_actor_after=0.5), declare=declare)
-    listener = psycopg.connect(found.settings.database_url.get_secret_value(), autocommit=True)
-    listener.execute(f"LISTEN {DEAD_CHANNEL}")
-    found.heard = Counter()
-    found.listener = listener
+    found = Watched(make_settings(unknown_actor_after=0.5))
     found.start(queues={queue for queue in found.broker.queues if queue != "parked"})
     yield found
-    listener.close()
     found.close()
 
 
-def place(system) -> Counter[str]:
+def place(system: Watched) -> Counter[str]:
     """The ids in the broker's own dead-letter place, with how often each is there."""
     return Counter(entry["id"] for entry in entries(system))
 
 
-def entries(system) -> list[dict]:
+def entries(system: Watched) -> list[dict[str, Any]]:
     settings = system.settings
     if settings.broker == "redis":
         with redis.Redis.from_url(settings.redis_url.get_secret_value()) as client:
@@ -60,24 +71,20 @@ def entries(system) -> list[dict]:
             found.append(json.loads(got[2]))
         connection.close()
         return found
-    for notification in system.listener.notifies(timeout=0.05):
-        told = json.loads(notification.payload)
-        system.heard[told["id"]] += 1
-        system.told = {**getattr(system, "told", {}), told["id"]: told}
-    return [system.told[id_] for id_, times in system.heard.items() for _ in range(times)]
+    system.told += [json.loads(notification.payload) for notification in system.listener.notifies(timeout=0.05)]
+    return system.told
 
 
-def in_place(system, *ids: str) -> list[dict]:
-    """What the place has of these jobs, once it has something of each."""
-    wait_until(
-        lambda: set(ids) <= place(system).keys() if has_place(system) else False, 30, lambda: f"{ids} arrive: {place(system)}"
-    )
+def in_place(system: Watched, *ids: str) -> list[dict[str, Any]]:
+    """What the place has of these jobs, once every death has been told."""
+    wait_until(lambda: not untold(system), 30, "every death is told")
+    wait_until(lambda: set(ids) <= place(system).keys(), 30, lambda: f"{ids} arrive: {place(system)}")
     return [entry for entry in entries(system) if entry["id"] in ids]
 
 
-def has_place(system) -> bool:
-    """Whether the first dead letter has arrived: before that RabbitMQ has no queue."""
-    return not system.rows("SELECT 1 FROM switchyard.dead_notice WHERE consumer = 'broker'")
+def untold(system: Watched) -> list[tuple[Any, ...]]:
+    """The deaths that are still to be told."""
+    return system.rows("SELECT consumer, message_id FROM switchyard.dead_notice")
 
 
 def lose(system, message) -> None:
@@ -173,7 +180,7 @@ def test_a_replay_that_dies_again_is_another_death(system):
     assert [letter["generation"] for letter in jobs.seen[f"hook {first.id}"]] == [1, 2]
     assert (second.attempt, second.failures, second.fingerprint) == (2, 2, first.fingerprint)
     assert [(a.generation, a.attempt) for a in system.attempts(message)] == [(1, 1), (1, 2), (2, 1), (2, 2)]
-    wait_until(lambda: has_place(system) and place(system)[first.id] == 2, 30, "both deaths are in the broker's place")
+    assert [entry["id"] for entry in in_place(system, first.id)] == [first.id] * 2
 
 
 def test_a_message_may_do_without_its_actors_hook_or_have_another(system):
@@ -184,7 +191,7 @@ def test_a_message_may_do_without_its_actors_hook_or_have_another(system):
     system.ended(other)
 
     wait_until(lambda: jobs.runs[f"hook {other.message_id}"], 30, "the hook runs")
-    wait_until(lambda: not system.rows("SELECT 1 FROM switchyard.dead_notice"), 30, "every death is told")
+    wait_until(lambda: not untold(system), 30, "every death is told")
     assert not jobs.runs[f"hook {silent.message_id}"]
 
 
@@ -200,8 +207,10 @@ def test_nonsense_for_a_hook_is_refused_at_the_send(system, value):
 
 @pytest.mark.parametrize("value", ["", 7, "itself"])
 def test_nonsense_for_a_hook_is_refused_when_the_actor_is_declared(system, value):
+    declare_it = dramatiq.actor(actor_name="itself", broker=system.broker, on_dead=value)
+
     with pytest.raises(OptionError, match=r"'itself'.*'on_dead'"):
-        dramatiq.actor(actor_name="itself", broker=system.broker, on_dead=value)(lambda: None)
+        declare_it(lambda: None)
 
 
 def test_failures_of_one_kind_are_one_group(system):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -16,8 +17,9 @@ import pytest
 from psycopg import sql
 
 from keeper.retention import prune
-from ledger import batches, control, read, routes, sent, steps, write
+from ledger import batches, control, dead, read, routes, sent, steps, write
 from ledger.database import Database
+from ledger.dead import DeadFilter
 from ledger.routes import Place
 from ledger.sql import SQL
 from ledger.states import State
@@ -61,6 +63,7 @@ def seeded_url(databases: Databases) -> Iterator[str]:
         rare = [state.value for state in State if state is not State.COMPLETED]
         connection.execute(SEED, {"states": rare, "count": A_FEW})
         connection.execute(SEED, {"states": ["completed"], "count": PAST // 2})
+        connection.execute("UPDATE switchyard.job SET fingerprint = 'f' || mod(id, 4) WHERE state = 'dead'")
         connection.execute("VACUUM ANALYZE switchyard.job")
     yield url
     databases.drop(url)
@@ -297,6 +300,21 @@ ASKED: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
     "one": (lambda c: read.get_job(c, token()), {"job_message_id_key"}),
     "depths": (read.queue_depths, {"job_due", "job_ready", "job_lease"}),
     "workers": (read.workers, {"job_lease"}),
+    "dead letters": (lambda c: dead.page(c, DeadFilter()), {"job_ended_badly"}),
+    "a later page of dead letters": (
+        lambda c: dead.page(c, DeadFilter(actor="a1"), after=dead._cursor(datetime.now(UTC), PAST)),
+        {"job_ended_badly"},
+    ),
+    "dead letters of a group": (lambda c: dead.page(c, DeadFilter(fingerprint="f1")), {"job_dead_group"}),
+    "dead letters searched": (lambda c: dead.page(c, DeadFilter(search="x", since=datetime.now(UTC))), {"job_ended_badly"}),
+    "dead groups": (lambda c: dead.groups(c, DeadFilter()), set()),
+    "one dead group": (lambda c: dead.groups(c, DeadFilter(fingerprint="f1")), {"job_dead_group"}),
+    "count of the dead": (lambda c: dead.count(c, DeadFilter(actor="a1")), set()),
+    "a chunk of a replay": (
+        lambda c: dead.replay_rows(c, next(dead.chunks(c, DeadFilter(), size=50)), interval=0.1),
+        {"job_pkey"},
+    ),
+    "a chunk of a removal": (lambda c: dead.discard_rows(c, next(dead.chunks(c, DeadFilter(), size=50))), {"job_pkey"}),
     "unfinished": (lambda c: c.execute(SQL["count_unfinished"]), {"job_due", "job_ready", "job_lease", "job_ended_badly"}),
 }
 
