@@ -285,14 +285,17 @@ def test_a_workers_connection_makes_its_plans_anew_once_in_a_while(emptied_url):
         assert plan() != made_empty
 
 
+#: Either has all dead rows; which one is read follows from what else is asked for, and from the statistics.
+OF_THE_DEAD = "job_ended_badly|job_dead_group"
+
 ASKED: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
     "scheduled": (lambda c: read.list_jobs(c, state="scheduled"), {"job_due"}),
     "retrying": (lambda c: read.list_jobs(c, state="retrying"), {"job_due"}),
     "pending": (lambda c: read.list_jobs(c, state="pending"), {"job_due", "job_ready"}),
     "running": (lambda c: read.list_jobs(c, state="running"), {"job_lease"}),
-    "dead": (lambda c: read.list_jobs(c, state="dead"), {"job_ended_badly"}),
+    "dead": (lambda c: read.list_jobs(c, state="dead"), {OF_THE_DEAD}),
     "cancelled": (lambda c: read.list_jobs(c, state="cancelled"), {"job_ended_badly"}),
-    "failed": (lambda c: read.list_jobs(c, state="failed"), {"job_due", "job_ended_badly"}),
+    "failed": (lambda c: read.list_jobs(c, state="failed"), {"job_due", OF_THE_DEAD}),
     "pending of an actor": (lambda c: read.list_jobs(c, state="pending", actor="a1"), {"job_due", "job_ready"}),
     "completed": (lambda c: read.list_jobs(c, state="completed"), {"job_pkey"}),
     "all": (read.list_jobs, {"job_pkey"}),
@@ -300,22 +303,22 @@ ASKED: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
     "one": (lambda c: read.get_job(c, token()), {"job_message_id_key"}),
     "depths": (read.queue_depths, {"job_due", "job_ready", "job_lease"}),
     "workers": (read.workers, {"job_lease"}),
-    "dead letters": (lambda c: dead.page(c, DeadFilter()), {"job_ended_badly"}),
+    "dead letters": (lambda c: dead.page(c, DeadFilter()), {OF_THE_DEAD}),
     "a later page of dead letters": (
         lambda c: dead.page(c, DeadFilter(actor="a1"), after=dead._cursor(datetime.now(UTC), PAST)),
-        {"job_ended_badly"},
+        {OF_THE_DEAD},
     ),
     "dead letters of a group": (lambda c: dead.page(c, DeadFilter(fingerprint="f1")), {"job_dead_group"}),
-    "dead letters searched": (lambda c: dead.page(c, DeadFilter(search="x", since=datetime.now(UTC))), {"job_ended_badly"}),
-    "dead groups": (lambda c: dead.groups(c, DeadFilter()), set()),
+    "dead letters searched": (lambda c: dead.page(c, DeadFilter(search="x", since=datetime.now(UTC))), {OF_THE_DEAD}),
+    "dead groups": (lambda c: dead.groups(c, DeadFilter()), {OF_THE_DEAD}),
     "one dead group": (lambda c: dead.groups(c, DeadFilter(fingerprint="f1")), {"job_dead_group"}),
-    "count of the dead": (lambda c: dead.count(c, DeadFilter(actor="a1")), set()),
+    "count of the dead": (lambda c: dead.count(c, DeadFilter(actor="a1")), {OF_THE_DEAD}),
     "a chunk of a replay": (
         lambda c: dead.replay_rows(c, next(dead.chunks(c, DeadFilter(), size=50)), interval=0.1),
         {"job_pkey"},
     ),
     "a chunk of a removal": (lambda c: dead.discard_rows(c, next(dead.chunks(c, DeadFilter(), size=50))), {"job_pkey"}),
-    "unfinished": (lambda c: c.execute(SQL["count_unfinished"]), {"job_due", "job_ready", "job_lease", "job_ended_badly"}),
+    "unfinished": (lambda c: c.execute(SQL["count_unfinished"]), {"job_due", "job_ready", "job_lease", OF_THE_DEAD}),
 }
 
 
@@ -328,7 +331,7 @@ def test_what_people_ask_for_walks_over_no_completed_jobs(seeded_url, name):
     database.close()
 
     assert "Seq Scan on job" not in plan, plan
-    assert all(f" {index} " in plan or f" {index}\n" in plan for index in indexes), plan
+    assert all(re.search(rf" ({index})( |\n|$)", plan) for index in indexes), plan
 
 
 def test_a_time_range_is_bounded_by_ids(seeded_url):
