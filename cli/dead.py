@@ -19,11 +19,11 @@ from rich.table import Table
 from rich.text import Text
 
 import switchyard
+from cli.choosing import queue_name, values_checked
 from cli.reporting import reported
 from control.dead_letters import Filters, rate_per_second
 from errors import JobNotFound
 from ledger.job import Attempt, DeadGroup, DeadLetter
-from settings import check_queue
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -66,15 +66,6 @@ def _rate(context: click.Context, option: click.Parameter, value: str | None) ->
     return value
 
 
-def _queue(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
-    try:
-        if value is not None:
-            check_queue(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-    return value
-
-
 _FILTERS: Final = (
     click.option("--actor", help="Of this actor."),
     click.option("--queue", help="Of this queue."),
@@ -107,13 +98,11 @@ def _filtered(command: F) -> F:
 @click.option("--after", metavar="CURSOR", help="Go on after a page: its `next`.")
 @_AS_JSON
 @reported
+@values_checked
 def list_(limit: int, after: str | None, as_json: bool, **filters: Any) -> None:
     """List dead letters, the latest death first."""
     switchyard.configure()
-    try:
-        page = switchyard.dead_letters(limit=limit, after=after, **_given(filters))
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
+    page = switchyard.dead_letters(limit=limit, after=after, **_given(filters))
     if as_json:
         _say_json({"dead_letters": [_plain_letter(letter) for letter in page.letters], "next": page.next})
         return
@@ -199,7 +188,7 @@ def groups(limit: int, as_json: bool, **filters: Any) -> None:
     metavar="RATE",
     help="So many become due in a time, such as 50/s or 1000/hour.",
 )
-@click.option("--to-queue", callback=_queue, metavar="QUEUE", help="Run them in this queue. [default: each in its own]")
+@click.option("--to-queue", callback=queue_name, metavar="QUEUE", help="Run them in this queue. [default: each in its own]")
 @_LIMIT
 @_DRY_RUN
 @_YES

@@ -35,6 +35,9 @@ logger = get_logger(__name__)
 
 #: How long one chunk of a replay or a removal may take, in seconds.
 CHUNK_TIMEOUT: Final = 60.0
+#: How long after the call the first of a throttled replay is due, in seconds per row of its first chunk: by then the chunk is written, on a
+#: busy machine too. Were it due before, those that came due meanwhile would all start at once.
+LEAD: Final = 3e-4
 #: Fastest and slowest rate of a replay, in jobs a second: below a microsecond apart, and beyond years, times mean nothing.
 MAX_RATE: Final = 1e6
 MIN_RATE: Final = 1e-6
@@ -215,11 +218,13 @@ def replay_many(
     matched = database.run(lambda connection: dead.count(connection, wanted), CHUNK_TIMEOUT)
     if dry_run:
         return Replays(matched=matched)
-    replayed, base, last_due = 0, None, None
+    replayed, lead, base, last_due = 0, 0.0, None, None
     with database.connection(CHUNK_TIMEOUT) as connection:
         for ids in dead.chunks(connection, wanted, size=dead.REPLAY_CHUNK, limit=limit):
             with connection.transaction():
-                chunk = dead.replay_rows(connection, ids, interval=interval, ahead=interval * replayed, base=base, queue=to_queue)
+                lead = LEAD * len(ids) if base is None and interval else lead
+                ahead = lead + interval * replayed
+                chunk = dead.replay_rows(connection, ids, interval=interval, ahead=ahead, base=base, queue=to_queue)
                 _wake(connection)
             replayed, base, last_due = replayed + chunk.replayed, chunk.base, chunk.last_due or last_due
     logger.info("replayed dead letters", jobs=replayed, of=matched, rate=rate, **_said(filters))

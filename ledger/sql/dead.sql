@@ -55,7 +55,7 @@ RETURNING id;
 -- name: replay_rows
 -- As replay, for a chunk of dead rows, in the order of the array: the n-th is due `interval` seconds after the one before it, the first
 -- `ahead` seconds after `base` (null: now). What is due later waits as scheduled, so that no broker can hand it out before. Rows whose key
--- is in use, by an active job or by one before it in the array, stay dead.
+-- is in use, by an active job or by one before it in the array, stay dead. The state stands inside a CASE, so that rows are found by id.
 WITH beginning AS MATERIALIZED (
     -- Once: for each row anew, the clock would have gone on.
     SELECT coalesce(%(base)s::timestamptz, clock_timestamp()) AS base
@@ -63,7 +63,7 @@ WITH beginning AS MATERIALIZED (
 locked AS MATERIALIZED (
     SELECT id, actor, unique_key
     FROM switchyard.job
-    WHERE id = ANY(%(ids)s::bigint[]) AND state = 'dead'
+    WHERE id = ANY(%(ids)s::bigint[]) AND CASE WHEN state = 'dead' THEN true END
     ORDER BY id
     FOR UPDATE SKIP LOCKED
 ),
@@ -102,7 +102,7 @@ SET state = CASE WHEN t.later THEN 'scheduled' ELSE 'pending' END,
     expires_at = t.due_at + make_interval(secs => j.max_age / 1000),
     cancel_requested_at = NULL, reserved_at = NULL, reserved_version = NULL, blocked_on = NULL, line = NULL, fingerprint = NULL
 FROM timed AS t
-WHERE j.id = ANY(%(ids)s::bigint[]) AND j.id = t.id AND CASE WHEN j.state = 'dead' THEN true END
+WHERE j.id = t.id AND CASE WHEN j.state = 'dead' THEN true END
 RETURNING j.id, t.base, t.due_at;
 
 -- name: key_holder
@@ -125,7 +125,7 @@ RETURNING actor, queue, state, dead_reason;
 WITH free AS MATERIALIZED (
     SELECT id
     FROM switchyard.job
-    WHERE id = ANY(%(ids)s::bigint[]) AND state = 'dead'
+    WHERE id = ANY(%(ids)s::bigint[]) AND CASE WHEN state = 'dead' THEN true END
     ORDER BY id
     FOR UPDATE SKIP LOCKED
 )

@@ -163,6 +163,8 @@ HOT: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
     ),
     "expire": (lambda c: c.execute(SQL["expire"], {"now": None, "limit": 100}), {"job_expiry"}),
     "mark_unknown": (lambda c: c.execute(SQL["mark_unknown"]), {"job_ready", "job_pkey"}),
+    "take_hooks": (lambda c: dead.take_hooks(c, ["a1"], 100), {"dead_notice_pkey"}),
+    "take_for_broker": (lambda c: dead.take_for_broker(c, "redis", own="redis", limit=100), {"dead_notice_pkey"}),
     "forget_workers": (lambda c: c.execute(SQL["forget_workers"]), {"job_lease"}),
     "feed_steps": (lambda c: batches.feed(c, [(token(), "1")]), {"job_upstream", "job_pkey", "batch_waiting"}),
     "cancel_followers": (lambda c: batches.cancel_followers(c, [token()]), {"job_upstream", "job_pkey"}),
