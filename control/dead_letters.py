@@ -232,7 +232,8 @@ def replay_many(
 
 
 def discard(id: str | Message[Any]) -> bool:
-    """Remove a dead or cancelled job for good, with its attempts and its log. False: it is neither; nothing else may be removed.
+    """Remove a dead or cancelled job for good, with its attempts and its log; what waited for its completion is cancelled. False: it is
+    neither; nothing else may be removed.
 
     Raises:
         JobNotFound: no job has this id.

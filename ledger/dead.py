@@ -20,7 +20,7 @@ from zlib import crc32
 from psycopg import Connection
 from psycopg.errors import UniqueViolation
 
-from ledger import read
+from ledger import batches, read
 from ledger.arrays import plain
 from ledger.job import DeadGroup, DeadLetter, DeadPage
 from ledger.sql import SQL
@@ -212,7 +212,10 @@ def replay(connection: Conn, message_id: str, *, queue: str | None = None, paylo
     try:
         # Of a caller's transaction nothing is lost by the refusal.
         with connection.transaction():
-            return connection.execute(SQL["replay"], values).fetchone() is not None
+            done = connection.execute(SQL["replay"], values).fetchone() is not None
+            if done:
+                batches.wait_again(connection, [message_id])
+            return done
     except UniqueViolation:
         return False
 
@@ -245,6 +248,8 @@ def replay_rows(
         try:
             with connection.transaction():
                 rows = connection.execute(SQL["replay_rows"], values, prepare=False).fetchall()
+                if steps := [row[3] for row in rows if row[3] is not None]:
+                    batches.wait_again(connection, steps)
                 break
         except UniqueViolation:
             # A key was taken between the look and the write: the next look sees it.
@@ -254,13 +259,22 @@ def replay_rows(
 
 
 def discard(connection: Conn, message_id: str) -> tuple[str, str, str, str | None] | None:
-    """Remove a dead or cancelled job with its attempts and log. Returns its actor, queue, state and reason; None: it is neither."""
-    return connection.execute(SQL["discard"], {"message_id": message_id}).fetchone()
+    """Remove a dead or cancelled job with its attempts and log; what waited for its completion is cancelled. Returns its actor, queue,
+    state and reason; None: it is neither."""
+    with connection.transaction():
+        gone = connection.execute(SQL["discard"], {"message_id": message_id}).fetchone()
+        if gone is not None:
+            batches.cancel_followers(connection, [message_id])
+    return gone
 
 
 def discard_rows(connection: Conn, ids: Sequence[int]) -> int:
-    """Remove one chunk of dead rows with their attempts and logs. Returns how many."""
-    return len(connection.execute(SQL["discard_rows"], {"ids": plain(sorted(ids))}).fetchall())
+    """Remove one chunk of dead rows with their attempts and logs; what waited for them is cancelled. Returns how many."""
+    with connection.transaction():
+        gone = [row[0] for row in connection.execute(SQL["discard_rows"], {"ids": plain(sorted(ids))}).fetchall()]
+        if gone:
+            batches.cancel_followers(connection, gone)
+    return len(gone)
 
 
 def take_hooks(connection: Conn, actors: Sequence[str], limit: int) -> list[DeadNotice]:

@@ -103,7 +103,7 @@ SET state = CASE WHEN t.later THEN 'scheduled' ELSE 'pending' END,
     cancel_requested_at = NULL, reserved_at = NULL, reserved_version = NULL, blocked_on = NULL, line = NULL, fingerprint = NULL
 FROM timed AS t
 WHERE j.id = t.id AND CASE WHEN j.state = 'dead' THEN true END
-RETURNING j.id, t.base, t.due_at;
+RETURNING j.id, t.base, t.due_at, CASE WHEN j.upstream_id IS NOT NULL THEN j.message_id::text END AS step;
 
 -- name: key_holder
 -- The active job that holds the key of a job that has ended.
@@ -129,7 +129,7 @@ WITH free AS MATERIALIZED (
     ORDER BY id
     FOR UPDATE SKIP LOCKED
 )
-DELETE FROM switchyard.job AS j WHERE j.id = ANY(ARRAY(SELECT id FROM free)) RETURNING j.id;
+DELETE FROM switchyard.job AS j WHERE j.id = ANY(ARRAY(SELECT id FROM free)) RETURNING j.message_id::text;
 
 -- name: take_hooks
 -- Notices whose hook is one of these actors: gone with the transaction in which their jobs are written.

@@ -440,3 +440,39 @@ def test_notices_that_nobody_could_act_on_are_given_up_after_a_while(ledger):
 
 def test_a_filter_that_says_nothing_is_as_good_as_none():
     assert asdict(DeadFilter(actor=None)) == asdict(EVERYTHING)
+
+
+def step_after(ledger, upstream):
+    """A step that waits for a job's completion."""
+    control = JobControl(upstream_id=name_of(ledger, upstream), wait_reason="upstream")
+    return add(ledger, control=control, options='{"piped": true}')
+
+
+def test_a_throttled_replay_of_a_step_that_never_began_waits_for_what_it_waited_for(ledger):
+    first = add_in(ledger, State.DEAD)
+    second = step_after(ledger, first)
+    dies = "UPDATE switchyard.job SET state = 'dead', dead_reason = 'x', finished_at = clock_timestamp(), wait_reason = NULL WHERE id = %s"
+    ledger.execute(dies, [second])
+
+    assert dead.replay_rows(ledger, [first, second], interval=1.0).replayed == 2
+
+    assert (fetch(ledger, second, "state"), fetch(ledger, second, "wait_reason")) == ("scheduled", "upstream")
+    assert fetch(ledger, second, "next_publish_at") is None
+    ending = completed(first, claim(ledger, first))
+    ending.upstream, ending.handed = name_of(ledger, first), "7"
+    write.finish(ledger, [ending])
+    assert (fetch(ledger, second, "state"), fetch(ledger, second, "payload")["args"]) == ("pending", [7])
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_what_waits_for_a_job_that_is_discarded_is_cancelled(ledger, many):
+    first = add_in(ledger, State.DEAD)
+    second = step_after(ledger, first)
+    third = step_after(ledger, second)
+
+    if many:
+        assert dead.discard_rows(ledger, [first]) == 1
+    else:
+        assert dead.discard(ledger, name_of(ledger, first)) is not None
+
+    assert [fetch(ledger, id_, "state") for id_ in (second, third)] == ["cancelled"] * 2
