@@ -23,8 +23,8 @@ from control import access
 from errors import JobNotFound
 from ledger import dead, read
 from ledger.database import BoundedConnection
-from ledger.dead import DeadFilter
-from ledger.job import DeadGroup, DeadPage, Job
+from ledger.dead import DeadFilter, EndedJob
+from ledger.job import DeadGroup, DeadPage
 from ledger.sql import SQL
 from ledger.states import State
 from middleware.payload import CheckedPayload
@@ -166,10 +166,13 @@ def try_replay(
     job_id = access.job_id(id)
     if to_queue is not None:
         check_queue(to_queue)
-    job = access.ask(lambda connection: read.get_job(connection, job_id))
-    if job is None:
-        raise JobNotFound(job_id)
-    payload = None if args is None and kwargs is None else _payload(job, args, kwargs, to_queue)
+    access.require_job(job_id)
+    payload = None
+    if args is not None or kwargs is not None:
+        ended = access.ask(lambda connection: dead.ended_job(connection, job_id))
+        if ended is None:
+            return _refusal(job_id)
+        payload = _payload(ended, job_id, args, kwargs, to_queue)
 
     def again(connection: BoundedConnection) -> bool:
         with connection.transaction():
@@ -178,14 +181,17 @@ def try_replay(
                 _wake(connection)
             return done
 
-    if access.ask(again):
-        return Replay(done=True)
-    holder = access.ask(lambda connection: dead.key_holder(connection, job_id))
-    now = access.ask(lambda connection: read.get_job(connection, job_id))
-    if now is None:
+    return Replay(done=True) if access.ask(again) else _refusal(job_id)
+
+
+def _refusal(job_id: str) -> Replay:
+    """Why a job was not replayed. Raises: JobNotFound."""
+    job = access.ask(lambda connection: read.get_job(connection, job_id))
+    if job is None:
         raise JobNotFound(job_id)
-    if now.state not in (State.DEAD, State.CANCELLED):
-        return Replay(done=False, refused=f"it is {now.state}; only a dead or cancelled job is replayed")
+    if job.state not in (State.DEAD, State.CANCELLED):
+        return Replay(done=False, refused=f"it is {job.state}; only a dead or cancelled job is replayed")
+    holder = access.ask(lambda connection: dead.key_holder(connection, job_id))
     return Replay(done=False, refused=f"its key is in use by job {holder}", holder=holder)
 
 
@@ -285,21 +291,24 @@ def rate_per_second(rate: str | float) -> float:
     return found
 
 
-def _payload(job: Job, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, to_queue: str | None) -> str:
+def _payload(
+    ended: EndedJob, id_: str, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, to_queue: str | None
+) -> str:
     """The edited payload as JSON text, checked as a ``send()`` checks its own. Raises: PayloadError."""
     broker = access.broker()
+    if not isinstance(broker, SwitchyardBroker):
+        raise RuntimeError("BROKER=stub keeps no dead letters")
     message: Message[Any] = Message(
-        queue_name=to_queue or job.queue,
-        actor_name=job.actor,
-        args=job.args if args is None else tuple(args),
-        kwargs=dict(job.kwargs if kwargs is None else kwargs),
-        options={},
-        message_id=job.id,
+        queue_name=to_queue or ended.queue,
+        actor_name=ended.actor,
+        args=tuple(ended.payload["args"] if args is None else args),
+        kwargs=dict(ended.payload["kwargs"] if kwargs is None else kwargs),
+        options=ended.options or {},
+        message_id=id_,
     )
     for middleware in broker.middleware:
         if isinstance(middleware, CheckedPayload):
             middleware.before_enqueue(broker, message, None)
-    assert isinstance(broker, SwitchyardBroker), "BROKER=stub keeps no dead letters"
     return broker.new_job(message).payload
 
 

@@ -123,6 +123,15 @@ class DeadNotice(NamedTuple):
         return json.dumps(self.context(), ensure_ascii=False, separators=(",", ":"))
 
 
+class EndedJob(NamedTuple):
+    """What a dead or cancelled job was sent with, as its row has it."""
+
+    actor: str
+    queue: str
+    payload: dict[str, Any]
+    options: dict[str, Any] | None
+
+
 class Chunk(NamedTuple):
     """What a chunk of a replay came to: how many rows are on their way, when the whole replay began, and when the last row is due."""
 
@@ -218,6 +227,12 @@ def replay(connection: Conn, message_id: str, *, queue: str | None = None, paylo
             return done
     except UniqueViolation:
         return False
+
+
+def ended_job(connection: Conn, message_id: str) -> EndedJob | None:
+    """What a dead or cancelled job was sent with; None: it is neither."""
+    row = connection.execute(SQL["ended_job"], {"message_id": message_id}).fetchone()
+    return None if row is None else EndedJob(*row)
 
 
 def key_holder(connection: Conn, message_id: str) -> str | None:

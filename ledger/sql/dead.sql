@@ -40,6 +40,10 @@ FROM (
 JOIN switchyard.job AS e ON e.id = g.example
 ORDER BY g.count DESC, g.last_at DESC;
 
+-- name: ended_job
+-- What a dead or cancelled job was sent with.
+SELECT actor, queue, payload, options FROM switchyard.job WHERE message_id = %(message_id)s AND state IN ('dead', 'cancelled');
+
 -- name: replay
 -- A dead or cancelled job begins a new generation: same id, counters at zero, history kept. Due at once.
 UPDATE switchyard.job
