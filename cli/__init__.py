@@ -7,6 +7,7 @@ cancelling, pausing, editing      what steers jobs: a command or three each, add
 batches                           ``batches``
 choosing, reporting               options that choose jobs; errors of ours as one line
 schedules                         ``schedules``
+dead                              ``dead``: dead letters
 supervisor                        worker processes, kept alive, for ``worker``
 stack                             Postgres, broker and workers on one machine, for ``up`` and ``demo``
 postgres_server, redis_server     servers of our own for it
@@ -18,6 +19,7 @@ guard                             ends them when everything else failed to
 from cli.batches import batches
 from cli.cancelling import cancel_command
 from cli.commands import main
+from cli.dead import dead
 from cli.editing import edit_command
 from cli.listing import jobs_command, show_command
 from cli.pausing import pause_command, paused_command, resume_command
@@ -32,5 +34,6 @@ main.add_command(resume_command)
 main.add_command(paused_command)
 main.add_command(schedules)
 main.add_command(batches)
+main.add_command(dead)
 
 __all__ = ["main"]

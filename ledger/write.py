@@ -24,6 +24,7 @@ from ledger import batches
 from ledger.arrays import plain, texts, words
 from ledger.batches import Together
 from ledger.database import BoundedConnection
+from ledger.fingerprint import failure_kind
 from ledger.prepared import Prepared
 from ledger.records import ClaimedJob, DueJob, Enqueued, Finish, JobControl, NewJob, Rescued, Unclaimed, WorkerRow
 from ledger.sql import SQL
@@ -337,6 +338,10 @@ def _finish_otherwise(connection: Conn, entries: list[Finish]) -> dict[int, str]
             "errors": [entry.error for entry in entries],
             "tracebacks": [entry.traceback for entry in entries],
             "dead_reasons": [entry.dead_reason for entry in entries],
+            "kinds": [
+                failure_kind(entry.dead_reason, entry.error, entry.traceback) if entry.state is State.DEAD else None
+                for entry in entries
+            ],
         },
     ).fetchall()
     return dict(rows)
@@ -470,9 +475,10 @@ def rescue_worker(
 
 
 def replay(connection: Conn, message_id: str) -> bool:
-    """Begin a new generation of a dead or cancelled job. False: it is neither."""
+    """Begin a new generation of a dead or cancelled job, as it is (``ledger.dead`` knows more). False: it is neither."""
     with connection.transaction():
-        done = connection.execute(SQL["replay"], {"message_id": message_id}).fetchone() is not None
+        values = {"message_id": message_id, "queue": None, "payload": None}
+        done = connection.execute(SQL["replay"], values).fetchone() is not None
         if done:
             batches.wait_again(connection, [message_id])
     return done

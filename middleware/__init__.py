@@ -17,6 +17,7 @@ from ledger.database import Database
 from middleware.callbacks import Callbacks
 from middleware.cancellation import Cancellation
 from middleware.current_job import CurrentJob
+from middleware.dead_letter import DeadLetterHook
 from middleware.event_loop import EventLoop
 from middleware.group_callbacks import LedgerGroupCallbacks
 from middleware.log_context import LogContext
@@ -51,6 +52,7 @@ def stack(settings: Settings, database: Database) -> list[Middleware]:
         # Only looks at options; its place does not matter.
         Periodic(),
         WorkerLost(),
+        DeadLetterHook(),
         # After-hooks come back up: these two see the verdict that status and retries noted below them.
         Results(backend=LedgerResults(database), store_results=True),
         Callbacks(),

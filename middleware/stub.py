@@ -17,6 +17,7 @@ from dramatiq.results import Results
 from dramatiq.results.backends import StubBackend
 
 from middleware.current_job import job_context
+from middleware.dead_letter import DeadLetterHook
 from middleware.payload import CheckedPayload
 from middleware.periodic import Periodic
 from middleware.tags import Tags
@@ -70,6 +71,7 @@ def stub_stack() -> list[Middleware]:
         Tags(),
         Periodic(),
         WorkerLost(),
+        DeadLetterHook(),
         StubCurrentJob(),
         Results(backend=StubBackend(), store_results=True),
     ]
