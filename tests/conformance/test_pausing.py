@@ -145,7 +145,7 @@ def test_a_retry_that_comes_due_meanwhile_waits_too(system, key):
 
 
 def test_what_a_trigger_leads_to_is_parked_without_a_keeper(make_settings, key):
-    system = System(make_settings(lease=30.0, sweep=30.0), declare=control_jobs.declare)
+    system = System(make_settings(lease=300.0, sweep=300.0), declare=control_jobs.declare)
     system.start(threads=1)
     system.ended(system.jobs.echo.send(f"{key} first"))
     switchyard.pause(queue="default")
