@@ -93,7 +93,8 @@ from ledger.records import Finish
 from ledger.schedules import Schedule, Tick
 from ledger.states import TERMINAL, State
 from middleware import stack, stub_stack
-from middleware.current_job import current_job, job_context
+from middleware.current_job import current_job
+from middleware.job_context import job_context
 from middleware.log_context import configure_structlog
 from middleware.retries import failed, snoozed
 from runtime import enlist as enlisting

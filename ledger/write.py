@@ -357,7 +357,10 @@ def release_unstarted(connection: Conn, claims: Sequence[tuple[int, str]]) -> se
     """Give back claims (id, token) that never started; no attempt is spent. Returns the ids that were still ours."""
     ordered = sorted(claims)
     parameters = {"ids": [id_ for id_, _ in ordered], "tokens": [token for _, token in ordered]}
-    return {row[0] for row in connection.execute(SQL["release_unstarted"], parameters).fetchall()}
+    with connection.transaction():
+        rows = connection.execute(SQL["release_unstarted"], parameters).fetchall()
+        _take_along(connection, rows)
+    return {id_ for id_, *_ in rows}
 
 
 def beat(connection: Conn, worker: WorkerRow) -> None:
@@ -471,7 +474,14 @@ def rescue_worker(
             return []
         parameters = {"worker": worker, "alive": alive, "max_lost": max_lost, "backoff": backoff, "now": now}
         rows = connection.execute(SQL["rescue_worker"], parameters).fetchall()
+        _take_along(connection, rows)
     return [Rescued(row[0], State(row[1]), row[2], row[3]) for row in rows]
+
+
+def _take_along(connection: Conn, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Cancel what waits for jobs that were cancelled: the last column is the message id of such a row."""
+    if cancelled := [row[-1] for row in rows if row[-1] is not None]:
+        batches.cancel_followers(connection, cancelled)
 
 
 def replay(connection: Conn, message_id: str) -> bool:

@@ -16,8 +16,8 @@ from dramatiq.rate_limits.backends import StubBackend as StubBarriers
 from dramatiq.results import Results
 from dramatiq.results.backends import StubBackend
 
-from middleware.current_job import job_context
 from middleware.dead_letter import DeadLetterHook
+from middleware.job_context import job_context
 from middleware.payload import CheckedPayload
 from middleware.periodic import Periodic
 from middleware.tags import Tags

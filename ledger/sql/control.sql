@@ -23,7 +23,7 @@ WITH asked AS (
 SELECT state, CASE WHEN state = 'running' THEN pg_notify('switchyard_control', worker) END FROM asked;
 
 -- name: cancel_rows
--- As cancel, for many rows that are still in one of these states; locked in id order. How many were cancelled, and how many asked.
+-- As cancel, for many rows that are still in one of these states; locked in id order. Which were cancelled, and how many asked.
 WITH picked AS MATERIALIZED (
     SELECT id
     FROM switchyard.job
@@ -39,13 +39,13 @@ asked AS (
         cancel_requested_at = CASE WHEN state = 'running' THEN coalesce(cancel_requested_at, clock_timestamp()) END,
         next_publish_at = NULL, wait_reason = NULL, wait_since = NULL
     WHERE id = ANY(ARRAY(SELECT id FROM picked))
-    RETURNING state, worker
+    RETURNING message_id, state, worker
 ),
 rung AS MATERIALIZED (
     SELECT pg_notify('switchyard_control', w.worker) FROM (SELECT DISTINCT worker FROM asked WHERE state = 'running') AS w
 )
 SELECT
-    count(*) FILTER (WHERE state = 'cancelled') AS cancelled,
+    array_agg(message_id::text) FILTER (WHERE state = 'cancelled') AS cancelled,
     count(*) FILTER (WHERE state = 'running') AS asked,
     (SELECT count(*) FROM rung) AS told
 FROM asked;

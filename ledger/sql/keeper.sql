@@ -171,7 +171,7 @@ rescued AS (
         END
     FROM verdict AS v
     WHERE j.id = v.id
-    RETURNING j.id, j.generation, j.attempt, j.worker, j.started_at, j.state, j.lost, v.guilty
+    RETURNING j.id, j.message_id, j.generation, j.attempt, j.worker, j.started_at, j.state, j.lost, v.guilty
 ),
 history AS (
     INSERT INTO switchyard.attempt (job_id, generation, attempt, worker, started_at, outcome, error_type, error)
@@ -181,7 +181,7 @@ history AS (
         || CASE WHEN guilty THEN '; this job was running' ELSE '; this job was held by it' END
     FROM rescued
 )
-SELECT id, state, lost, guilty FROM rescued;
+SELECT id, state, lost, guilty, CASE WHEN state = 'cancelled' THEN message_id::text END AS cancelled FROM rescued;
 
 -- name: expire
 -- What waits and has outlived its max_age. A job that starts at this very moment is left to its worker, which looks as well.
