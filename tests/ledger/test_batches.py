@@ -336,6 +336,22 @@ def test_a_stock_group_that_lacks_children_ends_after_an_hour(ledger):
     assert (sent(ledger), get_batch(ledger, batch).state) == (["complete"], "failed")
 
 
+def test_a_stock_group_that_was_rolled_back_ends_never_and_goes(ledger):
+    batch = add_batch(ledger, expected=3)
+
+    assert not batches.close(ledger, [batch], now=LATER)
+
+    assert batches.prune(ledger, keep=60.0, limit=10, now=LATER) == 1
+    assert sent(ledger) == []
+
+
+def test_a_batch_that_waits_takes_no_more_jobs(ledger):
+    batch = add_batch(ledger, total=1, waits_for=str(uuid4()))
+
+    with pytest.raises(BatchClosed, match="it waits for a step before it"):
+        batches.hold_open(ledger, batch)
+
+
 def test_batches_are_listed_by_their_state(ledger):
     first = add(ledger)
     waiting = add_batch(ledger, total=1, waits_for=str(fetch(ledger, first, "message_id")))
