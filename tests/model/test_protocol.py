@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.model import batches, claims, epochs, marks, routes, stops, suspects
+from tests.model import batches, claims, epochs, marks, routes, stops, suspects, workflows
 from tests.model.search import ENDS, Found, Protocol, Step, brief, search
 
 MODELS: dict[str, Any] = {
@@ -22,6 +22,7 @@ MODELS: dict[str, Any] = {
     "epochs": epochs,
     "marks": marks,
     "stops": stops,
+    "workflows": workflows,
 }
 
 #: Every guard that can be taken out of a model: the model, the switch, the property that the search then finds violated.
@@ -67,6 +68,11 @@ GUARDS: list[tuple[Any, dict[str, Any], str]] = [
     (stops, {"start_looks": False}, "what is known to stop does not begin"),
     (stops, {"keeper_unparks": False}, ENDS),
     (stops, {"refused_is_parked": False}, ENDS),
+    (workflows, {"one_transaction": False}, ENDS),
+    (workflows, {"looks_again": False}, "a batch is complete when all its jobs have ended"),
+    (workflows, {"adder_locks": False}, "a complete batch takes no job"),
+    (workflows, {"waiting_apart": False}, ENDS),
+    (workflows, {"keeper": False}, ENDS),
 ]
 
 
