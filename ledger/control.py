@@ -107,7 +107,7 @@ def cancel(connection: Conn, message_id: str) -> State | None:
 def cancel_rows(connection: Conn, ids: Sequence[int], states: Sequence[State]) -> CancelCount:
     """Cancel, or ask to stop, those of the rows that are in one of these states."""
     parameters = {"ids": plain(ids), "states": plain(states)}
-    cancelled, asked, _ = next(iter(connection.execute(SQL["cancel_rows"], parameters)))
+    cancelled, asked, *_ = next(iter(connection.execute(SQL["cancel_rows"], parameters)))
     return CancelCount(cancelled=cancelled, asked=asked)
 
 
