@@ -47,6 +47,7 @@ from control.dead_letters import (
     try_replay,
 )
 from control.edit import edit
+from control.limits import limits, reset_limit, set_limit
 from control.pause import pause, paused, resume
 from control.schedules import (
     create_schedule,
@@ -163,6 +164,7 @@ __all__ = [
     "get_schedule",
     "group",
     "job_context",
+    "limits",
     "list_batches",
     "list_jobs",
     "logs",
@@ -172,11 +174,13 @@ __all__ = [
     "pipeline",
     "replay",
     "replay_many",
+    "reset_limit",
     "resume",
     "resume_schedule",
     "run_schedule",
     "schedule_ticks",
     "schedules",
+    "set_limit",
     "settings",
     "try_replay",
     "update_schedule",

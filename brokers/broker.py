@@ -43,6 +43,7 @@ from runtime.context import current_claim
 from runtime.encoding import encode_options, encode_payload
 from runtime.enlist import current_enlistment
 from runtime.interrupt import Guard
+from runtime.limits import DeclaredLimits
 from runtime.node import WorkerNode
 from runtime.options import control, max_attempts, max_lost, option
 from runtime.publisher import Publisher
@@ -106,9 +107,11 @@ class SwitchyardBroker(Broker):
         self._failure = failure
         self._snooze = snooze
         self._hooks: dict[str, list[tuple[Middleware, Callable[..., Any]]]] = {}
+        self._controls: list[Any] = [entry for entry in middleware if hasattr(entry, "control_of")]
         self.publisher = Publisher(
             outlet=lambda name: transports[name].sender(),
-            probe=lambda name: _probe(transports[name]),
+            # Any queue's depth: the cheapest question that only a living broker answers.
+            probe=lambda name: transports[name].depth(["default"]),
             make_due=self._make_due,
             grace=settings.lease,
             published=self._follow_up,
@@ -116,6 +119,7 @@ class SwitchyardBroker(Broker):
         self._worker_side = WorkerSide(self)
         super().__init__(middleware=[self._worker_side, *middleware])
         self.queues: dict[str, None] = {}
+        self.limits = DeclaredLimits(settings, self.actors)
 
     # Signals. Dramatiq calls every hook of every middleware for each signal, most of them empty; with a dozen middlewares that
     # is most of a short job's time. Only hooks that somebody has overridden are kept, in a table made when first needed.
@@ -200,7 +204,7 @@ class SwitchyardBroker(Broker):
             claim.ending = self._snooze(claim, seconds)
             return message
         self.emit_before("enqueue", message, None if delay is None else int(seconds * 1000))
-        self._know_routes(message)
+        self._know_routes((message,), message)
         job = self.new_job(message, seconds)
         if not self._enlisted([job]):
             try:
@@ -225,7 +229,7 @@ class SwitchyardBroker(Broker):
         ]
         for message in sent:
             self.emit_before("enqueue", message, None)
-        self._know_routes()
+        self._know_routes(sent)
         if current_enlistment() is not None:
             self._enlisted(list(self._rows(sent, delays, whole)), whole)
         else:
@@ -263,11 +267,12 @@ class SwitchyardBroker(Broker):
         for broker, batch in by_broker.items():
             self.publisher.offer(broker, batch)
 
-    def _know_routes(self, message: Message[Any] | None = None) -> None:
+    def _know_routes(self, sent: Iterable[Message[Any]], message: Message[Any] | None = None) -> None:
         """Ask the ledger where triggers go before the first send of this process; later ``_follow_up`` does so after sends, but for those
-        that this process does not publish itself."""
+        that this process does not publish itself. And tell it of limits before the first send of each actor."""
         routes = self.routes
         try:
+            self.limits.tell_of(sent, self.database)
             if routes.seen_at is None or (routes.stale and current_enlistment() is not None):
                 routes.learn(self.database.run(ledger_routes.routes, self.settings.send_timeout))
         except LedgerUnavailable as error:
@@ -321,7 +326,7 @@ class SwitchyardBroker(Broker):
             priority=_priority(message, actor),
             max_attempts=max_attempts(message, actor),
             max_lost=max_lost(message, actor),
-            tags=_tags(message, actor),
+            tags=None if (tags := option("tags", message, actor)) is None else list(tags),
             max_age=_max_age(message, actor),
             parent_id=None if claim is None else claim.job.message_id,
             broker=broker,
@@ -347,7 +352,7 @@ class SwitchyardBroker(Broker):
             delay=delay,
             grace=origin.grace,
             max_age=origin.max_age,
-            control=control(message) if options else None,
+            control=control(message, self.actors.get(message.actor_name), self._controls),
         )
 
     # Working.
@@ -488,16 +493,6 @@ def _max_age(message: Message[Any], actor: Actor[Any, Any] | None) -> float | No
     """In milliseconds; what is longer than Postgres has dates for is no limit."""
     value = option("max_age", message, actor)
     return None if value is None or value > _MAX_DELAY * 1000 else float(value)
-
-
-def _tags(message: Message[Any], actor: Actor[Any, Any] | None) -> list[str] | None:
-    value = option("tags", message, actor)
-    return None if value is None else list(value)
-
-
-def _probe(transport: Transport) -> None:
-    """Ask for any queue's depth: the cheapest question that only a living broker answers."""
-    transport.depth(["default"])
 
 
 __all__ = ["ActorNotFound", "SwitchyardBroker"]

@@ -5,6 +5,7 @@ migrating, keeping, up, demo/     what they do
 listing                           ``jobs`` and ``show``
 cancelling, pausing, editing      what steers jobs: a command or three each, added below
 batches                           ``batches``
+limits                            ``limits``: look at them, set and reset them
 choosing, reporting               options that choose jobs; errors of ours as one line
 schedules                         ``schedules``
 dead                              ``dead``: dead letters
@@ -21,6 +22,7 @@ from cli.cancelling import cancel_command
 from cli.commands import main
 from cli.dead import dead
 from cli.editing import edit_command
+from cli.limits import limits_group
 from cli.listing import jobs_command, show_command
 from cli.pausing import pause_command, paused_command, resume_command
 from cli.schedules import schedules
@@ -35,5 +37,6 @@ main.add_command(paused_command)
 main.add_command(schedules)
 main.add_command(batches)
 main.add_command(dead)
+main.add_command(limits_group)
 
 __all__ = ["main"]

@@ -108,7 +108,7 @@ def cancel_rows(connection: Conn, ids: Sequence[int], states: Sequence[State]) -
     """Cancel those of the rows that wait in one of these states, and the steps that wait for them; ask those that run to stop."""
     parameters = {"ids": plain(ids), "states": plain(states)}
     with connection.transaction():
-        cancelled, asked, _ = next(iter(connection.execute(SQL["cancel_rows"], parameters)))
+        cancelled, asked, *_ = next(iter(connection.execute(SQL["cancel_rows"], parameters)))
         followers = batches.cancel_followers(connection, cancelled) if cancelled else 0
     return CancelCount(cancelled=len(cancelled or ()) + followers, asked=asked)
 

@@ -25,6 +25,7 @@ from ledger.arrays import plain, texts, words
 from ledger.batches import Together
 from ledger.database import BoundedConnection
 from ledger.fingerprint import failure_kind
+from ledger.limits import free_slots
 from ledger.prepared import Prepared
 from ledger.records import ClaimedJob, DueJob, Enqueued, Finish, JobControl, NewJob, Rescued, Unclaimed, WorkerRow
 from ledger.sql import SQL
@@ -279,11 +280,11 @@ def finish(connection: Conn, finishes: Iterable[Finish]) -> set[int]:
     """
     completed: list[Finish] = []
     otherwise: list[Finish] = []
-    children = False
+    more = False
     for entry in sorted(finishes, key=_by_id):
         (completed if entry.state is State.COMPLETED else otherwise).append(entry)
-        children = children or bool(entry.children) or entry.upstream is not None
-    if not otherwise and not children:
+        more = more or entry.limited or bool(entry.children) or entry.upstream is not None
+    if not otherwise and not more:
         return _finish_completed(connection, completed)
     with connection.transaction():
         done = _finish_completed(connection, completed) if completed else set()
@@ -303,6 +304,9 @@ def finish(connection: Conn, finishes: Iterable[Finish]) -> set[int]:
             completed=[entry for entry in completed if entry.upstream is not None and entry.id in done],
             cancelled=[entry.upstream for entry in otherwise if entry.upstream and outcomes.get(entry.id) == "cancelled"],
         )
+        # Last, since it waits for whoever decides about a key: the locks of one batch are held for no longer than they must.
+        if freed := [entry.id for entry in (*completed, *otherwise) if entry.limited and entry.id in done]:
+            free_slots(connection, freed)
     return done
 
 
@@ -360,7 +364,9 @@ def release_unstarted(connection: Conn, claims: Sequence[tuple[int, str]]) -> se
     with connection.transaction():
         rows = connection.execute(SQL["release_unstarted"], parameters).fetchall()
         _take_along(connection, rows)
-    return {id_ for id_, *_ in rows}
+        ours = {id_ for id_, *_ in rows}
+        free_slots(connection, ours)
+    return ours
 
 
 def beat(connection: Conn, worker: WorkerRow) -> None:
@@ -475,6 +481,7 @@ def rescue_worker(
         parameters = {"worker": worker, "alive": alive, "max_lost": max_lost, "backoff": backoff, "now": now}
         rows = connection.execute(SQL["rescue_worker"], parameters).fetchall()
         _take_along(connection, rows)
+        free_slots(connection, [row[0] for row in rows])
     return [Rescued(row[0], State(row[1]), row[2], row[3]) for row in rows]
 
 

@@ -1,8 +1,8 @@
 """BROKER=stub: actors in unit tests, without any server.
 
 Dramatiq's own StubBroker with Dramatiq's own middleware, which is fault-free in one process, and those of ours that need no ledger: the
-payload check, the tags, schedules (checked, and never due), and ``current_job()``, whose progress and lines go nowhere. The option names
-are the same.
+payload check, the tags, schedules (checked, and never due), limits (checked, and holding nobody back), and ``current_job()``, whose
+progress and lines go nowhere. The option names are the same.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from dramatiq.rate_limits.backends import StubBackend as StubBarriers
 from dramatiq.results import Results
 from dramatiq.results.backends import StubBackend
 
+from middleware.concurrency import Concurrency
 from middleware.dead_letter import DeadLetterHook
 from middleware.job_context import job_context
 from middleware.payload import CheckedPayload
 from middleware.periodic import Periodic
+from middleware.rate_limit import RateLimit
 from middleware.tags import Tags
 from middleware.worker_lost import WorkerLost
 
@@ -72,6 +74,8 @@ def stub_stack() -> list[Middleware]:
         Periodic(),
         WorkerLost(),
         DeadLetterHook(),
+        RateLimit(),
+        Concurrency(),
         StubCurrentJob(),
         Results(backend=StubBackend(), store_results=True),
     ]
