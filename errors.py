@@ -4,6 +4,7 @@
     ├── SettingsError               a setting is wrong: names the variable and the fix
     ├── JobNotFound                 no job has this id
     ├── JobExists       (*)         another job has this id already
+    ├── IdempotencyConflict (*)     this key belongs to another payload
     ├── PayloadError    (*)         the arguments cannot be stored or do not fit the actor
     ├── OptionError     (*)         an option of an actor or a message has a value that cannot work
     ├── LedgerUnavailable (*)       Postgres did not answer; carries the message to send again
@@ -57,6 +58,25 @@ class JobExists(SwitchyardError, MiddlewareError):
     def __init__(self, job_id: str, reason: str) -> None:
         super().__init__(f"job {job_id} exists already: {reason}; nothing was stored, send with a new message id")
         self.job_id = job_id
+
+
+class IdempotencyConflict(SwitchyardError, MiddlewareError):
+    """An idempotency key was used before with another payload; nothing was stored.
+
+    ``existing_id`` is the job that the key stands for; the fingerprints are those of the two payloads, which tell no more than that they
+    differ.
+    """
+
+    def __init__(self, key: str, actor: str, existing_id: str, *, fingerprint: str, existing_fingerprint: str) -> None:
+        super().__init__(
+            f"actor {actor!r}, idempotency key {key!r}: it stands for job {existing_id}, which was sent with another payload (fingerprint "
+            f"{existing_fingerprint[:12]}, here {fingerprint[:12]}); nothing was stored, send with a key of its own, or the same payload"
+        )
+        self.key = key
+        self.actor = actor
+        self.existing_id = existing_id
+        self.fingerprint = fingerprint
+        self.existing_fingerprint = existing_fingerprint
 
 
 class PayloadError(SwitchyardError, MiddlewareError):

@@ -169,7 +169,7 @@ def _configure(overrides: dict[str, Any]) -> Broker:
 
 def _make_broker(wanted: Settings, ledger: Database) -> Broker:
     if wanted.broker == "stub":
-        return StubBroker(middleware=stub_stack())
+        return StubBroker(middleware=stub_stack(wanted))
     # The chosen one must work, so its driver is loaded now; the others are there for rows that are still with them.
     transports: dict[str, Transport] = {wanted.broker: make_transport(wanted.broker, wanted)}
     for name in TRANSPORTS:

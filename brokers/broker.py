@@ -10,13 +10,11 @@ change the ledger. Several transports may be in use at once; which one a row was
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial, wraps
-from typing import Any, Final, NamedTuple
-from uuid import UUID
+from typing import Any, Final
 
 import psycopg
 from dramatiq import Actor, Broker, Message, Middleware
@@ -26,6 +24,19 @@ from dramatiq.errors import ActorNotFound, QueueJoinTimeout, QueueNotFound
 from dramatiq.middleware import MiddlewareError
 
 from brokers.message import ClaimedMessage
+from brokers.rows import (
+    MAX_PRIORITY,
+    NO_PRIORITY,
+    Controls,
+    Origin,
+    control_of,
+    delay_seconds,
+    first_message,
+    id_of,
+    max_age_of,
+    priority_of,
+    tags_of,
+)
 from brokers.transport import Transport
 from brokers.worker_side import AckConsumer, Service, WorkerSide, how_it_ended, untold
 from errors import JobExists, LedgerUnavailable, OptionError
@@ -33,6 +44,7 @@ from ledger import routes as ledger_routes
 from ledger import write
 from ledger.borrowed import LedgerOnly
 from ledger.database import BoundedConnection, Database
+from ledger.keys import undisturbed
 from ledger.records import Enqueued, Finish, NewJob
 from ledger.routes import Place
 from ledger.sql import SQL
@@ -42,34 +54,14 @@ from runtime.encoding import encode_options, encode_payload
 from runtime.enlist import current_enlistment
 from runtime.interrupt import Guard
 from runtime.node import WorkerNode
-from runtime.options import max_attempts, max_lost, option
+from runtime.options import max_attempts, max_lost
 from runtime.publisher import Publisher
 from runtime.routes import Routes
 from runtime.triggers import Outgoing
 from settings import Settings
 
-#: Dramatiq's largest integer priority that fits the column.
-_MAX_PRIORITY: Final = 2**31 - 1
-_YEAR: Final = 365 * 86_400.0
-#: Longest delay, in seconds; far beyond it Postgres has no dates left.
-_MAX_DELAY: Final = 100 * _YEAR
-_NO_PRIORITY: Final = "{!r} is no integer of at most 32 bits; lower runs first, default 0"
-_UUID_TEXT: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 #: How often ``join`` asks the ledger, in seconds.
 _JOIN_POLL: Final = 0.05
-
-
-class _Origin(NamedTuple):
-    """What a row has from its message's options, its actor and its queue, and from the job that sent it."""
-
-    priority: int
-    max_attempts: int | None
-    max_lost: int | None
-    tags: list[str] | None
-    max_age: float | None
-    parent_id: str | None
-    broker: str
-    grace: float | None
 
 
 class SwitchyardBroker(Broker):
@@ -104,6 +96,8 @@ class SwitchyardBroker(Broker):
         self._failure = failure
         self._snooze = snooze
         self._hooks: dict[str, list[tuple[Middleware, Callable[..., Any]]]] = {}
+        #: Middlewares that have something to say about a job's control.
+        self._controls: list[Controls] = []
         self.publisher = Publisher(
             outlet=lambda name: transports[name].sender(),
             probe=lambda name: _probe(transports[name]),
@@ -122,6 +116,8 @@ class SwitchyardBroker(Broker):
         """Add a middleware, as in Dramatiq."""
         super().add_middleware(middleware, **position)
         self._hooks.clear()
+        if isinstance(middleware, Controls):
+            self._controls.append(middleware)
 
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
         """Call the before-hooks in order; a ``MiddlewareError`` stops the operation, other exceptions are logged, as in Dramatiq."""
@@ -167,8 +163,8 @@ class SwitchyardBroker(Broker):
 
     def declare_actor(self, actor: Actor[Any, Any]) -> None:
         """Declare an actor; its function gets a guard, so that a running execution can be interrupted and nothing else."""
-        if isinstance(actor.priority, bool) or not isinstance(actor.priority, int) or abs(actor.priority) > _MAX_PRIORITY:
-            raise OptionError(actor.actor_name, "priority", _NO_PRIORITY.format(actor.priority))
+        if isinstance(actor.priority, bool) or not isinstance(actor.priority, int) or abs(actor.priority) > MAX_PRIORITY:
+            raise OptionError(actor.actor_name, "priority", NO_PRIORITY.format(actor.priority))
         actor.fn = _guarded(actor.fn)
         super().declare_actor(actor)
 
@@ -181,13 +177,16 @@ class SwitchyardBroker(Broker):
         Parameters:
             delay: milliseconds until it may run, or a ``timedelta``.
 
+        Returns: the message; if one of its keys led to another job, that job's, with ``options["replayed"]``.
+
         Raises:
             PayloadError, OptionError: it cannot be stored; nothing was.
             JobExists: another job has its message id.
+            IdempotencyConflict: its key stands for another payload.
             LedgerUnavailable: Postgres did not answer within SEND_TIMEOUT; carries the message.
             EnlistRefused: inside ``enlist``, and the connection cannot carry it.
         """
-        seconds = _seconds(message, delay)
+        seconds = delay_seconds(message, delay)
         claim = current_claim.get()
         if claim is not None and claim.job.message_id == message.message_id:
             if claim.completion is Completion.COMMITTED:
@@ -198,14 +197,19 @@ class SwitchyardBroker(Broker):
         self.emit_before("enqueue", message, None if delay is None else int(seconds * 1000))
         self._know_routes(message)
         job = self.new_job(message, seconds)
-        if not self._enlisted([job]):
+        written = self._enlisted([job])
+        if written is None:
             try:
                 enqueued = self.database.run(lambda connection: write.enqueue(connection, job), self.settings.send_timeout)
             except LedgerUnavailable as error:
                 error.message = message
                 raise
-            if not seconds > 0:
+            if not seconds > 0 and not enqueued.replayed:
                 self.publisher.offer(job.broker, (Outgoing(enqueued.id, job.queue, job.actor, job.priority),))
+        else:
+            (enqueued,) = written
+        if enqueued.replayed:
+            message = first_message(message, enqueued)
         self.emit_after("enqueue", message, None if delay is None else int(seconds * 1000))
         return message
 
@@ -213,16 +217,16 @@ class SwitchyardBroker(Broker):
         """Write many jobs, any mix of actors, in one transaction: all or none. Otherwise as ``enqueue``."""
         sent = list(messages)
         # Each may have a delay of its own among its options, as in a group or a pipeline.
-        common = _seconds(sent[0], delay) if sent else 0.0
+        common = delay_seconds(sent[0], delay) if sent else 0.0
         delays = [
-            max(common, _seconds(message, message.options["delay"])) if "delay" in message.options else common for message in sent
+            max(common, delay_seconds(message, message.options["delay"])) if "delay" in message.options else common
+            for message in sent
         ]
         for message in sent:
             self.emit_before("enqueue", message, None)
         self._know_routes()
-        if current_enlistment() is not None:
-            self._enlisted(list(self._rows(sent, delays)))
-        else:
+        written = self._enlisted(list(self._rows(sent, delays))) if current_enlistment() is not None else None
+        if written is None:
             # Bulk statements take longer than one send; each thousand rows get as long as a single one.
             timeout = self.settings.send_timeout * (1 + len(sent) // 1_000)
             jobs: list[NewJob] = []
@@ -231,14 +235,16 @@ class SwitchyardBroker(Broker):
                 jobs.clear()
                 return write.enqueue_many(connection, _noting(self._rows(sent, delays), jobs))
 
-            self._offer_all(jobs, self.database.run(write_all, timeout))
+            written = self.database.run(lambda connection: undisturbed(partial(write_all, connection)), timeout)
+            self._offer_all(jobs, written)
+        sent = [first_message(m, entry) if entry.replayed else m for m, entry in zip(sent, written, strict=True)]
         for message in sent:
             self.emit_after("enqueue", message, None)
         return sent
 
     def _rows(self, messages: Iterable[Message[Any]], delays: Iterable[float]) -> Iterator[NewJob]:
         """The rows of messages, made as they are asked for. Raises: PayloadError, OptionError: one cannot be stored."""
-        plain: dict[tuple[str, str], _Origin] = {}
+        plain: dict[tuple[str, str], Origin] = {}
         for message, delay in zip(messages, delays, strict=True):
             if message.options:
                 origin = self._origin(message)
@@ -251,7 +257,7 @@ class SwitchyardBroker(Broker):
     def _offer_all(self, jobs: Sequence[NewJob], enqueued: Sequence[Enqueued]) -> None:
         by_broker: dict[str, list[Outgoing]] = {}
         for job, entry in zip(jobs, enqueued, strict=True):
-            if not job.delay > 0:
+            if not job.delay > 0 and not entry.replayed:
                 by_broker.setdefault(job.broker, []).append(Outgoing(entry.id, job.queue, job.actor, job.priority))
         for broker, batch in by_broker.items():
             self.publisher.offer(broker, batch)
@@ -286,50 +292,51 @@ class SwitchyardBroker(Broker):
             # The triggers are where they were a moment ago; a keeper moves what has to move.
             self.logger.debug("could not look up the routes: %s", error)
 
-    def _enlisted(self, jobs: Sequence[NewJob]) -> bool:
-        """Write jobs as part of the caller's transaction, if the caller is inside ``enlist``. False: it is not, nothing was written."""
+    def _enlisted(self, jobs: Sequence[NewJob]) -> list[Enqueued] | None:
+        """Write jobs as part of the caller's transaction, if the caller is inside ``enlist``. None: it is not, nothing was written."""
         enlistment = current_enlistment()
         if enlistment is None:
-            return False
+            return None
         rings = []
         for name in sorted({job.broker for job in jobs}):
             queues = {job.queue for job in jobs if job.broker == name and not job.delay > 0}
             rings += self.transports[name].rings(queues) if queues else []
         # Due at once: this process does not learn of the commit, so it publishes nothing.
-        enlistment.write([job if job.grace is None else job._replace(grace=0.0) for job in jobs], rings)
-        return True
+        return enlistment.write([job if job.grace is None else job._replace(grace=0.0) for job in jobs], rings)
 
     def new_job(self, message: Message[Any], delay: float = 0.0) -> NewJob:
         """The row of a message, ``delay`` seconds from now. Raises: PayloadError, OptionError: it cannot be stored."""
         return self._row(message, delay, self._origin(message))
 
-    def _origin(self, message: Message[Any]) -> _Origin:
+    def _origin(self, message: Message[Any]) -> Origin:
         actor = self.actors.get(message.actor_name)
         broker = self.routes.of(message.queue_name)
         if broker not in self.transports:
             # Its driver is not installed here: whoever has it moves the row.
             broker = self.settings.broker
         claim = current_claim.get()
-        return _Origin(
-            priority=_priority(message, actor),
+        return Origin(
+            priority=priority_of(message, actor),
             max_attempts=max_attempts(message, actor),
             max_lost=max_lost(message, actor),
-            tags=_tags(message, actor),
-            max_age=_max_age(message, actor),
+            tags=tags_of(message, actor),
+            max_age=max_age_of(message, actor),
             parent_id=None if claim is None else claim.job.message_id,
             broker=broker,
             grace=self.publisher.grace(broker) if self.transports[broker].carries_triggers else None,
         )
 
-    def _row(self, message: Message[Any], delay: float, origin: _Origin) -> NewJob:
+    def _row(self, message: Message[Any], delay: float, origin: Origin) -> NewJob:
         limit, options = self.settings.max_payload_bytes, message.options
         if options:
             options = {name: value for name, value in options.items() if value is not None or name == "max_retries"}
+            options.pop("replayed", None)
+        payload = encode_payload(message.actor_name, message.args, message.kwargs, limit)
         return NewJob(
-            message_id=_checked_id(message),
+            message_id=id_of(message),
             queue=message.queue_name,
             actor=message.actor_name,
-            payload=encode_payload(message.actor_name, message.args, message.kwargs, limit),
+            payload=payload,
             broker=origin.broker,
             options=encode_options(message.actor_name, options, limit),
             priority=origin.priority,
@@ -340,6 +347,7 @@ class SwitchyardBroker(Broker):
             delay=delay,
             grace=origin.grace,
             max_age=origin.max_age,
+            control=control_of(message, self.actors.get(message.actor_name), payload, self._controls),
         )
 
     # Working.
@@ -435,56 +443,11 @@ def _guarded(body: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
-def _seconds(message: Message[Any], delay: Any) -> float:
-    """A delay in seconds; Dramatiq's numbers are milliseconds."""
-    if delay is None:
-        return 0.0
-    if isinstance(delay, timedelta):
-        seconds = delay.total_seconds()
-    elif isinstance(delay, int | float) and not isinstance(delay, bool):
-        seconds = delay / 1000
-    else:
-        raise OptionError(message.actor_name, "delay", f"{delay!r:.50} is neither milliseconds nor a timedelta")
-    if not seconds <= _MAX_DELAY:
-        raise OptionError(message.actor_name, "delay", f"{delay!r:.50} is more than {_MAX_DELAY / _YEAR:g} years")
-    return seconds
-
-
 def _noting(jobs: Iterable[NewJob], kept: list[NewJob]) -> Iterator[NewJob]:
     """The same jobs, each kept as it passes."""
     for job in jobs:
         kept.append(job)
         yield job
-
-
-def _checked_id(message: Message[Any]) -> str:
-    try:
-        # Any form that Python reads is accepted; Dramatiq's own takes half as long this way.
-        if not _UUID_TEXT.fullmatch(message.message_id):
-            UUID(message.message_id)
-    except (ValueError, AttributeError, TypeError):
-        raise OptionError(message.actor_name, "message_id", f"{message.message_id!r:.50} is no UUID") from None
-    return message.message_id
-
-
-def _priority(message: Message[Any], actor: Actor[Any, Any] | None) -> int:
-    value = message.options.get("priority")
-    if value is None:
-        value = 0 if actor is None else actor.priority
-    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > _MAX_PRIORITY:
-        raise OptionError(message.actor_name, "priority", _NO_PRIORITY.format(value))
-    return value
-
-
-def _max_age(message: Message[Any], actor: Actor[Any, Any] | None) -> float | None:
-    """In milliseconds; what is longer than Postgres has dates for is no limit."""
-    value = option("max_age", message, actor)
-    return None if value is None or value > _MAX_DELAY * 1000 else float(value)
-
-
-def _tags(message: Message[Any], actor: Actor[Any, Any] | None) -> list[str] | None:
-    value = option("tags", message, actor)
-    return None if value is None else list(value)
 
 
 def _probe(transport: Transport) -> None:

@@ -16,6 +16,7 @@ SQL in ``ledger/sql``. Everything lives in a schema of its own, so that the ledg
     duty      what one keeper does for all: when its next turn is, and how far it got
     sample    depths and ages of the queues over time, for charts
     activity  what the workers did in each minute, for charts
+    idempotency   which job a sender's key, or an actor's key for a period, stands for, and until when
 """
 
 from __future__ import annotations
@@ -177,6 +178,14 @@ job = Table(
         "job_expiry",
         "expires_at",
         postgresql_where=text("expires_at IS NOT NULL AND state IN ('scheduled', 'pending', 'retrying')"),
+    ),
+    # One active job per key of an actor; a replay while another job has the key is refused by this. Only rows with one pay for it.
+    Index(
+        "job_unique_active",
+        "actor",
+        "unique_key",
+        unique=True,
+        postgresql_where=text("unique_key IS NOT NULL AND state IN ('scheduled', 'pending', 'retrying', 'running')"),
     ),
     # Jobs waiting for a worker that knows their actor.
     Index("job_unknown_actor", "wait_since", postgresql_where=text("wait_reason = 'unknown_actor'")),
@@ -342,4 +351,23 @@ activity = Table(
     # How many of them waited, and ran, how long: the n-th number (from 0) counts those below 2^n milliseconds and not below 2^(n-1).
     Column("waits", ARRAY(Integer), nullable=False),
     Column("runs", ARRAY(Integer), nullable=False),
+)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    # idempotency: a sender's key. unique: an actor's, for a period.
+    Column("kind", Text, primary_key=True),
+    # The actor.
+    Column("scope", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    # Of the payload, by HMAC; null where payloads are not compared.
+    Column("fingerprint", Text),
+    # Not a foreign key: the key outlives the job's row.
+    Column("message_id", Uuid, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    # From then on it counts as absent, and the keepers remove it.
+    Column("expires_at", DateTime(timezone=True), nullable=False),
+    CheckConstraint("kind IN ('idempotency', 'unique')", name="kind_known"),
+    Index("idempotency_expires_at", "expires_at"),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict
+from dataclasses import fields
 from itertools import islice
 from operator import attrgetter
 from time import monotonic
@@ -20,6 +20,7 @@ from psycopg import Connection, Cursor, Pipeline
 from psycopg.errors import UniqueViolation
 
 from errors import JobExists
+from ledger import keys
 from ledger.arrays import plain, texts, words
 from ledger.database import BoundedConnection
 from ledger.prepared import Prepared
@@ -37,6 +38,8 @@ CHUNK: Final = 1_000
 PART: Final = 250
 
 _by_id = attrgetter("id")
+#: What of a job's control stands in its row.
+_CONTROL: Final = tuple(field.name for field in fields(JobControl) if field.name not in ("sent", "unique"))
 
 
 _ENQUEUE: Final = Prepared("switchyard_enqueue", SQL["enqueue"])
@@ -50,6 +53,8 @@ def enqueue(connection: BoundedConnection, job: NewJob) -> Enqueued:
     Raises:
         JobExists: another job, or one that has ended, has this message id.
     """
+    if job.has_keys:
+        return keys.enqueue_one(connection, job, _insert_controlled, _recognise)
     if job.control is not None:
         return _written(connection, [job], _insert_controlled(connection, [job]).fetchall())[0]
     try:
@@ -79,23 +84,31 @@ def enqueue(connection: BoundedConnection, job: NewJob) -> Enqueued:
     return Enqueued(int(id_ or 0), job.message_id, True)
 
 
-def enqueue_many(connection: Conn, jobs: Iterable[NewJob]) -> list[Enqueued]:
+def enqueue_many(connection: Conn, jobs: Iterable[NewJob], *, lenient: bool = False) -> list[Enqueued]:
     """Write many jobs in the order given, in one transaction: all or none.
 
     They are taken from ``jobs`` a few hundred at a time, while the server is at work on those before: making a row costs the sender more
-    than writing it costs the server, and the two overlap. What ``jobs`` raises ends the transaction.
+    than writing it costs the server, and the two overlap. What ``jobs`` raises ends the transaction. A part with keys waits for its
+    answers.
+
+    Parameters:
+        lenient: an idempotency key that stands for another payload is no error; the job it stands for is.
 
     Raises:
-        JobExists: as ``enqueue``; then nothing was written.
+        JobExists, IdempotencyConflict: as ``enqueue``; then nothing was written.
     """
     written: list[Enqueued] = []
     rest = iter(jobs)
     with _pipelined(connection), connection.transaction():
-        sent = []
+        sent: list[tuple[list[NewJob], Cursor[Any] | list[Enqueued]]] = []
         while part := list(islice(rest, PART)):
-            sent.append((part, _insert(connection, part)))
-        for part, cursor in sent:
-            written += _written(connection, part, cursor.fetchall())
+            if any(job.has_keys for job in part):
+                # Plain ones among them are found new at once.
+                sent.append((part, keys.enqueue_batch(connection, part, _insert_controlled, _recognise, lenient=lenient)))
+            else:
+                sent.append((part, _insert(connection, part)))
+        for part, answer in sent:
+            written += answer if isinstance(answer, list) else _written(connection, part, answer.fetchall())
     return written
 
 
@@ -104,13 +117,13 @@ def _pipelined(connection: Conn) -> AbstractContextManager[object]:
     return connection.pipeline() if isinstance(connection, Connection) and Pipeline.is_supported() else nullcontext()
 
 
-def _insert_controlled(connection: Conn, jobs: Sequence[NewJob]) -> Cursor[Any]:
+def _insert_controlled(connection: Conn, jobs: Sequence[NewJob], taking: Sequence[dict[str, Any]] = ()) -> Cursor[Any]:
     rows = []
     for job in jobs:
         row = job._asdict()
         control = row.pop("control") or JobControl()
-        rows.append(row | asdict(control))
-    return connection.execute(SQL["enqueue_controlled"], {"rows": json.dumps(rows)})
+        rows.append(row | {name: value for name in _CONTROL if (value := getattr(control, name)) is not None})
+    return connection.execute(SQL["enqueue_controlled"], {"rows": json.dumps(rows), "keys": json.dumps(taking)})
 
 
 def _insert(connection: Conn, jobs: Sequence[NewJob]) -> Cursor[Any]:
@@ -282,7 +295,8 @@ def finish(connection: Conn, finishes: Iterable[Finish]) -> set[int]:
             for child in entry.children
         ]
         if following:
-            enqueue_many(connection, following)
+            # The end stands whatever a follower's key stands for.
+            enqueue_many(connection, following, lenient=True)
     return done
 
 

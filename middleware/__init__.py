@@ -18,6 +18,7 @@ from middleware.callbacks import Callbacks
 from middleware.cancellation import Cancellation
 from middleware.current_job import CurrentJob
 from middleware.event_loop import EventLoop
+from middleware.idempotency import Idempotency
 from middleware.log_context import LogContext
 from middleware.max_age import MaxAge
 from middleware.payload import CheckedPayload
@@ -28,6 +29,7 @@ from middleware.status import Status
 from middleware.stub import stub_stack
 from middleware.tags import Tags
 from middleware.time_limit import TimeLimit
+from middleware.unique import UniqueJobs
 from middleware.worker_lost import WorkerLost
 from settings import Settings
 
@@ -47,6 +49,9 @@ def stack(settings: Settings, database: Database) -> list[Middleware]:
         CheckedPayload(),
         Tags(),
         WorkerLost(),
+        # Look at arguments that are known to fit.
+        Idempotency(settings),
+        UniqueJobs(settings),
         # After-hooks come back up: these two see the verdict that status and retries noted below them.
         Results(backend=LedgerResults(database), store_results=True),
         Callbacks(),

@@ -1,7 +1,8 @@
 """BROKER=stub: actors in unit tests, without any server.
 
 Dramatiq's own StubBroker with Dramatiq's own middleware, which is fault-free in one process, and those of ours that need no ledger: the
-payload check, the tags, and ``current_job()``, whose progress and lines go nowhere. The option names are the same.
+payload check, the tags, and ``current_job()``, whose progress and lines go nowhere. The option names are the same, and checked the same;
+keys make no two sends one, for there is no ledger to remember them.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from dramatiq.results import Results
 from dramatiq.results.backends import StubBackend
 
 from middleware.current_job import job_context
+from middleware.idempotency import Idempotency
 from middleware.payload import CheckedPayload
 from middleware.tags import Tags
+from middleware.unique import UniqueJobs
 from middleware.worker_lost import WorkerLost
+from settings import Settings
 
 
 class StubCurrentJob(Middleware):
@@ -47,7 +51,7 @@ class StubCurrentJob(Middleware):
         self.after_process_message(broker, message)
 
 
-def stub_stack() -> list[Middleware]:
+def stub_stack(settings: Settings) -> list[Middleware]:
     """The middlewares of the stub broker."""
     return [
         AgeLimit(),
@@ -60,6 +64,8 @@ def stub_stack() -> list[Middleware]:
         CheckedPayload(),
         Tags(),
         WorkerLost(),
+        Idempotency(settings),
+        UniqueJobs(settings),
         StubCurrentJob(),
         Results(backend=StubBackend(), store_results=True),
     ]
