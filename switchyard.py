@@ -33,10 +33,12 @@ from brokers.transport import Transport
 from control import access
 from control.cancel import cancel, cancel_many
 from control.edit import edit
+from control.keys import find_by_key, forget_key
 from control.pause import pause, paused, resume
 from errors import (
     Cancelled,
     EnlistRefused,
+    IdempotencyConflict,
     JobExists,
     JobNotFound,
     LeaseLost,
@@ -56,6 +58,7 @@ from ledger.control import CancelCount, Pause
 from ledger.database import BoundedConnection, Database
 from ledger.forks import ForkSafeLock
 from ledger.job import Attempt, Counts, Job, LogLine, Page
+from ledger.keys import KeyBinding
 from ledger.records import Finish
 from ledger.states import TERMINAL, State
 from middleware import stack, stub_stack
@@ -71,9 +74,11 @@ __all__ = [
     "Cancelled",
     "Counts",
     "EnlistRefused",
+    "IdempotencyConflict",
     "Job",
     "JobExists",
     "JobNotFound",
+    "KeyBinding",
     "LeaseLost",
     "LedgerNotMigrated",
     "LedgerUnavailable",
@@ -98,6 +103,8 @@ __all__ = [
     "edit",
     "enlist",
     "enqueue_many",
+    "find_by_key",
+    "forget_key",
     "get_job",
     "job_context",
     "list_jobs",

@@ -5,6 +5,7 @@ migrating, keeping, up, demo/     what they do
 listing                           ``jobs`` and ``show``
 cancelling, pausing, editing      what steers jobs: a command or three each, added below
 choosing, reporting               options that choose jobs; errors of ours as one line
+keys                              ``key``
 supervisor                        worker processes, kept alive, for ``worker``
 stack                             Postgres, broker and workers on one machine, for ``up`` and ``demo``
 postgres_server, redis_server     servers of our own for it
@@ -26,5 +27,8 @@ main.add_command(edit_command)
 main.add_command(pause_command)
 main.add_command(resume_command)
 main.add_command(paused_command)
+from cli.keys import key_command
+
+main.add_command(key_command)
 
 __all__ = ["main"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from keeper import expiry, look, lost, pauses, rescue, retention, samples, strays, unknown, workers
+from keeper import expiry, keys, look, lost, pauses, rescue, retention, samples, strays, unknown, workers
 from keeper.duty import Duty
 from settings import Settings
 
@@ -34,6 +34,7 @@ DUTIES: Final = (
     Duty("unknown", _sweep, unknown.sweep),
     Duty("retention", retention.period, retention.sweep),
     Duty("samples", lambda settings: settings.sample_every, samples.sweep),
+    Duty("keys", _slowly, keys.sweep),
     Duty("workers", _slowly, workers.sweep),
     Duty("declarations", _slowly, strays.forget),
 )

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -24,7 +26,7 @@ from psycopg.errors import DeadlockDetected, SerializationFailure
 from errors import IdempotencyConflict, LedgerUnavailable
 from ledger.records import Enqueued, First, NewJob
 from ledger.sql import SQL
-from ledger.states import WAITING
+from ledger.states import WAITING, State
 
 Conn = Connection[Any]
 T = TypeVar("T")
@@ -48,6 +50,50 @@ def undisturbed(work: Callable[[], T]) -> T:
         except (DeadlockDetected, SerializationFailure):
             continue
     return work()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyBinding:
+    """Which job a key stands for. ``expires_at`` is None for a key that lasts as long as its job is active."""
+
+    actor: str
+    key: str
+    #: ``idempotency`` (a sender's) or ``unique`` (an actor's).
+    kind: str
+    job_id: str
+    #: None where the job's row was removed, which the key outlives.
+    state: State | None
+    #: Of the payload; None where payloads are not compared.
+    fingerprint: str | None
+    created_at: datetime
+    expires_at: datetime | None
+
+
+def find(connection: Conn, kind: Kind, actor: str, key: str) -> KeyBinding | None:
+    """Which job a key stands for; None when it is free."""
+    row = connection.execute(SQL["find_key"], {"kind": kind, "actor": actor, "key": key}).fetchone()
+    if row is None:
+        return None
+    return KeyBinding(
+        actor=actor,
+        key=key,
+        kind=row[0],
+        job_id=row[1],
+        state=None if row[5] is None else State(row[5]),
+        fingerprint=row[2],
+        created_at=row[3],
+        expires_at=row[4],
+    )
+
+
+def forget(connection: Conn, kind: Kind, actor: str, key: str) -> bool:
+    """Make a key free. False: it was."""
+    parameters = {"kind": kind, "actor": actor, "key": key}
+    with connection.transaction():
+        gone = connection.execute(SQL["forget_key"], parameters).fetchall()
+        if kind == "unique":
+            gone += connection.execute(SQL["release_unique_key"], parameters).fetchall()
+    return any(not row[1] for row in gone)
 
 
 class _Found(NamedTuple):

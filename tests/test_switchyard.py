@@ -14,11 +14,11 @@ from tests.rig.processes import ROOT, base_environment
 
 #: Names that apps and actors import. Adding one is a decision, removing one breaks somebody.
 PUBLIC = {
-    "Attempt", "CancelCount", "Cancelled", "Counts", "EnlistRefused", "Job", "JobExists", "JobNotFound", "LeaseLost",
-    "LedgerNotMigrated", "LedgerUnavailable", "LogLine", "OptionError", "Page", "Pause", "PayloadError", "Permanent", "Retry",
-    "SettingsError", "Snooze", "State", "SwitchyardError", "attempts", "cancel", "cancel_many", "configure", "counts",
-    "current_job", "database", "edit", "enlist", "enqueue_many", "get_job", "job_context", "list_jobs", "logs", "pause", "paused",
-    "replay", "resume", "settings", "wait",
+    "Attempt", "CancelCount", "Cancelled", "Counts", "EnlistRefused", "IdempotencyConflict", "Job", "JobExists", "JobNotFound",
+    "KeyBinding", "LeaseLost", "LedgerNotMigrated", "LedgerUnavailable", "LogLine", "OptionError", "Page", "Pause",
+    "PayloadError", "Permanent", "Retry", "SettingsError", "Snooze", "State", "SwitchyardError", "attempts", "cancel",
+    "cancel_many", "configure", "counts", "current_job", "database", "edit", "enlist", "enqueue_many", "find_by_key",
+    "forget_key", "get_job", "job_context", "list_jobs", "logs", "pause", "paused", "replay", "resume", "settings", "wait",
 }  # fmt: skip
 
 

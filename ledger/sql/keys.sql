@@ -106,11 +106,12 @@ WHERE %(kind)s = 'unique' AND actor = %(actor)s AND unique_key = %(key)s
 
 -- name: forget_key
 -- The next send with it makes a new job.
-DELETE FROM switchyard.idempotency WHERE kind = %(kind)s AND scope = %(actor)s AND key = %(key)s RETURNING key;
+DELETE FROM switchyard.idempotency WHERE kind = %(kind)s AND scope = %(actor)s AND key = %(key)s
+RETURNING key, expires_at <= clock_timestamp() AS expired;
 
 -- name: release_unique_key
 -- The same for a key that an active job has; the job goes on without it.
 UPDATE switchyard.job
 SET unique_key = NULL
 WHERE actor = %(actor)s AND unique_key = %(key)s AND state IN ('scheduled', 'pending', 'retrying', 'running')
-RETURNING id;
+RETURNING id, false;
