@@ -43,7 +43,7 @@ def charge(system, key, cents=1, **options):
     return system.jobs.charge.send_with_options(args=(key, cents), idempotency_key=key, **options)
 
 
-def stored(system, key) -> int:
+def stored(system, key):
     return system.rows("SELECT count(*) FROM switchyard.job WHERE idempotency_key = %s", key)[0][0]
 
 

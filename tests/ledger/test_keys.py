@@ -84,11 +84,11 @@ def keyed(ledger):
     return ledger
 
 
-def jobs(connection) -> int:
+def jobs(connection):
     return connection.execute("SELECT count(*) FROM switchyard.job").fetchone()[0]
 
 
-def stored_keys(connection) -> list[tuple]:
+def stored_keys(connection):
     return connection.execute("SELECT kind, key, message_id::text FROM switchyard.idempotency ORDER BY 1, 2").fetchall()
 
 

@@ -18,6 +18,7 @@ from psycopg import sql
 from keeper.retention import prune
 from ledger import control, read, routes, sent, write
 from ledger.database import Database
+from ledger.records import JobControl, SentKey
 from ledger.routes import Place
 from ledger.sql import SQL
 from ledger.states import State
@@ -274,6 +275,9 @@ def test_a_workers_connection_makes_its_plans_anew_once_in_a_while(emptied_url):
         assert plan() != made_empty
 
 
+NAMES = '[{"scope": "a1", "key": "k"}]'
+KEYED = new_job(control=JobControl(idempotency_key="k", sent=SentKey(fingerprint="f", ttl=60.0)))
+
 ASKED: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
     "scheduled": (lambda c: read.list_jobs(c, state="scheduled"), {"job_due"}),
     "retrying": (lambda c: read.list_jobs(c, state="retrying"), {"job_due"}),
@@ -289,6 +293,18 @@ ASKED: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
     "one": (lambda c: read.get_job(c, token()), {"job_message_id_key"}),
     "depths": (read.queue_depths, {"job_due", "job_ready", "job_lease"}),
     "workers": (read.workers, {"job_lease"}),
+    "a key's job": (lambda c: c.execute(SQL["keys_taken"], {"kind": "unique", "keys": NAMES}), {"job_message_id_key"}),
+    "an active key's job": (lambda c: c.execute(SQL["holders_of_keys"], {"keys": NAMES}), {"job_unique_active"}),
+    "a key for a person": (
+        lambda c: c.execute(SQL["find_key"], {"kind": "unique", "actor": "a1", "key": "k"}),
+        {"job_unique_active"},
+    ),
+    "a send with a key": (lambda c: write.enqueue(c, KEYED), {"job_message_id_key"}),
+    "a debounced send": (
+        lambda c: c.execute(SQL["debounce"], {"id": 1, "key": "k", "payload": "{}", "delay": 1.0, "max_wait": 10.0}),
+        {"job_pkey"},
+    ),
+    "expired keys": (lambda c: c.execute(SQL["prune_keys"], {"now": None, "limit": 1_000}), set()),
     "unfinished": (lambda c: c.execute(SQL["count_unfinished"]), {"job_due", "job_ready", "job_lease", "job_ended_badly"}),
 }
 

@@ -68,8 +68,8 @@ def test_what_follows_from_a_job_counts_and_its_time_and_tries_do_not():
         {"idempotency_key": "k"},
     ):
         assert fingerprint(**options) == plain
-    for options in ({"on_success": "a"}, {"on_failure": "a"}, {"on_retry_exhausted": "a"}, {"pipe_ignore": True}):
-        assert fingerprint(**options) != plain
+    for name in ("on_success", "on_failure", "on_retry_exhausted", "pipe_ignore"):
+        assert fingerprint(**{name: "a"}) != plain
     assert fingerprint(actor="other") != plain
 
 
