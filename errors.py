@@ -13,6 +13,7 @@
     └── EnlistRefused               this connection cannot carry a send: names the fix
 
     Permanent                       raised by an actor: no retry, straight to the dead letters
+    └── SecretUnreadable            a secret argument cannot be decrypted
     Snooze                          raised by an actor: run this job again later, spending no attempt
     Cancelled                       raised in an actor whose job is to stop, or by one that wants to end as cancelled
 
@@ -152,6 +153,21 @@ class EnlistRefused(SwitchyardError):
 
 class Permanent(Exception):
     """Raised by an actor to say that trying again cannot help: the job is dead at once, with this text as its error."""
+
+    #: What the dead letter says why.
+    dead_reason: str = "permanent"
+
+
+class SecretUnreadable(Permanent):
+    """A secret argument of a job cannot be decrypted, so its body was not called; the text names actor, field and reason."""
+
+    dead_reason = "undecryptable"
+
+    def __init__(self, actor: str, field: str, reason: str) -> None:
+        super().__init__(f"actor {actor!r}, secret argument {field!r} cannot be decrypted: {reason}, and replay the job")
+        self.actor = actor
+        self.field = field
+        self.reason = reason
 
 
 class Snooze(Exception):

@@ -29,6 +29,7 @@ from brokers.rows import (
     NO_PRIORITY,
     Controls,
     Origin,
+    Seals,
     control_of,
     delay_seconds,
     first_message,
@@ -98,6 +99,8 @@ class SwitchyardBroker(Broker):
         self._hooks: dict[str, list[tuple[Middleware, Callable[..., Any]]]] = {}
         #: Middlewares that have something to say about a job's control.
         self._controls: list[Controls] = []
+        #: The middleware that keeps arguments secret.
+        self._seals: Seals | None = None
         self.publisher = Publisher(
             outlet=lambda name: transports[name].sender(),
             probe=lambda name: _probe(transports[name]),
@@ -118,6 +121,8 @@ class SwitchyardBroker(Broker):
         self._hooks.clear()
         if isinstance(middleware, Controls):
             self._controls.append(middleware)
+        if isinstance(middleware, Seals):
+            self._seals = middleware
 
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
         """Call the before-hooks in order; a ``MiddlewareError`` stops the operation, other exceptions are logged, as in Dramatiq."""
@@ -177,7 +182,7 @@ class SwitchyardBroker(Broker):
         Parameters:
             delay: milliseconds until it may run, or a ``timedelta``.
 
-        Returns: the message; if one of its keys led to another job, that job's, with ``options["replayed"]``.
+        Returns: the message, its secrets sealed; if one of its keys led to another job, that job's, with ``options["replayed"]``.
 
         Raises:
             PayloadError, OptionError: it cannot be stored; nothing was.
@@ -196,7 +201,7 @@ class SwitchyardBroker(Broker):
             return message
         self.emit_before("enqueue", message, None if delay is None else int(seconds * 1000))
         self._know_routes(message)
-        job = self.new_job(message, seconds)
+        job, message = self.new_job(message, seconds), self.shown(message)
         written = self._enlisted([job])
         if written is None:
             try:
@@ -237,6 +242,7 @@ class SwitchyardBroker(Broker):
 
             written = self.database.run(lambda connection: undisturbed(partial(write_all, connection)), timeout)
             self._offer_all(jobs, written)
+        sent = [self.shown(message) for message in sent]
         sent = [first_message(m, entry) if entry.replayed else m for m, entry in zip(sent, written, strict=True)]
         for message in sent:
             self.emit_after("enqueue", message, None)
@@ -270,7 +276,7 @@ class SwitchyardBroker(Broker):
             if routes.seen_at is None or (routes.stale and current_enlistment() is not None):
                 routes.learn(self.database.run(ledger_routes.routes, self.settings.send_timeout))
         except LedgerUnavailable as error:
-            error.message = message
+            error.message = None if message is None else self.shown(message)
             raise
 
     def _follow_up(self, broker: str, batch: Sequence[Outgoing]) -> None:
@@ -327,18 +333,27 @@ class SwitchyardBroker(Broker):
         )
 
     def _row(self, message: Message[Any], delay: float, origin: Origin) -> NewJob:
-        limit, options = self.settings.max_payload_bytes, message.options
+        limit, name = self.settings.max_payload_bytes, message.actor_name
+        if self._seals is not None:
+            message = self._seals.opened(message)
+        payload = encode_payload(name, message.args, message.kwargs, limit)
+        # What keys are made of and compared by is what the body gets.
+        control = control_of(message, self.actors.get(name), payload, self._controls)
+        stored = self.shown(message)
+        if stored is not message:
+            # Base64 of what was encrypted, and what it says of itself.
+            payload = encode_payload(name, stored.args, stored.kwargs, 4 * limit)
+        options = stored.options
         if options:
             options = {name: value for name, value in options.items() if value is not None or name == "max_retries"}
             options.pop("replayed", None)
-        payload = encode_payload(message.actor_name, message.args, message.kwargs, limit)
         return NewJob(
             message_id=id_of(message),
             queue=message.queue_name,
-            actor=message.actor_name,
+            actor=name,
             payload=payload,
             broker=origin.broker,
-            options=encode_options(message.actor_name, options, limit),
+            options=encode_options(name, options, limit),
             priority=origin.priority,
             max_attempts=origin.max_attempts,
             max_lost=origin.max_lost,
@@ -347,8 +362,12 @@ class SwitchyardBroker(Broker):
             delay=delay,
             grace=origin.grace,
             max_age=origin.max_age,
-            control=control_of(message, self.actors.get(message.actor_name), payload, self._controls),
+            control=control,
         )
+
+    def shown(self, message: Message[Any]) -> Message[Any]:
+        """The message as it may be stored and shown: with its secrets sealed. Raises: OptionError: they cannot be."""
+        return message if self._seals is None else self._seals.sealed(message)
 
     # Working.
 

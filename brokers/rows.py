@@ -31,6 +31,17 @@ class Controls(Protocol):
         """Fields of ``JobControl``, or None: nothing about this message. ``payload`` is the JSON text of its arguments."""
 
 
+@runtime_checkable
+class Seals(Protocol):
+    """The middleware that keeps arguments secret."""
+
+    def opened(self, message: Message[Any]) -> Message[Any]:
+        """The message with its arguments as the body gets them. Raises: PayloadError."""
+
+    def sealed(self, message: Message[Any]) -> Message[Any]:
+        """The message as it may be stored and shown. Raises: OptionError."""
+
+
 class Origin(NamedTuple):
     """What a row has from its message's options, its actor and its queue, and from the job that sent it."""
 

@@ -5,7 +5,7 @@ migrating, keeping, up, demo/     what they do
 listing                           ``jobs`` and ``show``
 cancelling, pausing, editing      what steers jobs: a command or three each, added below
 choosing, reporting               options that choose jobs; errors of ours as one line
-keys                              ``key``
+keys, secrets                     ``key``; ``secrets new-key`` and ``secrets rotate``
 supervisor                        worker processes, kept alive, for ``worker``
 stack                             Postgres, broker and workers on one machine, for ``up`` and ``demo``
 postgres_server, redis_server     servers of our own for it
@@ -17,8 +17,10 @@ guard                             ends them when everything else failed to
 from cli.cancelling import cancel_command
 from cli.commands import main
 from cli.editing import edit_command
+from cli.keys import key_command
 from cli.listing import jobs_command, show_command
 from cli.pausing import pause_command, paused_command, resume_command
+from cli.secrets import secrets_group
 
 main.add_command(jobs_command)
 main.add_command(show_command)
@@ -27,8 +29,7 @@ main.add_command(edit_command)
 main.add_command(pause_command)
 main.add_command(resume_command)
 main.add_command(paused_command)
-from cli.keys import key_command
-
 main.add_command(key_command)
+main.add_command(secrets_group)
 
 __all__ = ["main"]

@@ -24,6 +24,7 @@ from middleware.max_age import MaxAge
 from middleware.payload import CheckedPayload
 from middleware.results import LedgerResults
 from middleware.retries import Retries
+from middleware.secrets import Secrets
 from middleware.shutdown import ShutdownNotice
 from middleware.status import Status
 from middleware.stub import stub_stack
@@ -49,6 +50,8 @@ def stack(settings: Settings, database: Database) -> list[Middleware]:
         CheckedPayload(),
         Tags(),
         WorkerLost(),
+        # Its place among hooks does not matter: it works where the row is made, and around the body.
+        Secrets(settings),
         # Look at arguments that are known to fit.
         Idempotency(settings),
         UniqueJobs(settings),

@@ -206,6 +206,7 @@ class ClaimedJobContext(Job):
         return self._claim.cancel_requested
 
     def _report(self, percent: float, stage: str | None) -> None:
+        stage = None if stage is None else self._claim.redacted(stage)
         with self._lock:
             # A stage is kept until another one is named.
             self._stage = stage if stage is not None else self._stage
@@ -225,6 +226,7 @@ class ClaimedJobContext(Job):
 
     def _append(self, line: str) -> None:
         claim = self._claim
+        line = claim.redacted(line)
         with self._lock:
             claim.log_lines += 1
             count = claim.log_lines
@@ -267,7 +269,9 @@ class ClaimedJobContext(Job):
     def _stored_result(self) -> str | None:
         if not option("store_results", self._message, self._broker.actors.get(self.actor), True):
             return None
-        return encode_result(self._result, self._shared.max_result_bytes)
+        redactor = self._claim.redactor
+        result = self._result if redactor is None else redactor.value(self._result)
+        return encode_result(result, self._shared.max_result_bytes)
 
     def _check_result(self, value: Any) -> None:
         encode_result(value, self._shared.max_result_bytes)

@@ -18,6 +18,7 @@ from dramatiq.results.backends import StubBackend
 from middleware.current_job import job_context
 from middleware.idempotency import Idempotency
 from middleware.payload import CheckedPayload
+from middleware.secrets import Secrets
 from middleware.tags import Tags
 from middleware.unique import UniqueJobs
 from middleware.worker_lost import WorkerLost
@@ -64,6 +65,7 @@ def stub_stack(settings: Settings) -> list[Middleware]:
         CheckedPayload(),
         Tags(),
         WorkerLost(),
+        Secrets(settings),
         Idempotency(settings),
         UniqueJobs(settings),
         StubCurrentJob(),
