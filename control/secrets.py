@@ -1,21 +1,22 @@
-"""Changing the key of secret arguments: what waits, or is dead or cancelled, is encrypted anew with the first key of SECRET_KEYS.
+"""Secret arguments of jobs that are stored: keeping them when a job is changed, and changing their key.
 
-In order: put the new key in front of the old one in SECRET_KEYS everywhere, rotate, and take the old one away once nothing is left. Values
-are decrypted in this process alone, and written if the row's text is still what was read: a job that is claimed or changed meanwhile is
-passed by. A process that dies in between has done some of it; the next run does the rest.
+A rotation encrypts what waits, or is dead or cancelled, anew with the first key of SECRET_KEYS. In order: put the new key in front of the
+old one in SECRET_KEYS everywhere, rotate, and take the old one away once nothing is left. Values are decrypted in this process alone, and
+written if the row's text is still what was read: a job that is claimed or changed meanwhile is passed by. A process that dies in between
+has done some of it; the next run does the rest.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from control import access
-from errors import SecretUnreadable, SettingsError
+from errors import PayloadError, SecretUnreadable, SettingsError
 from ledger.database import BoundedConnection
-from ledger.sealed import MARK, sealed_values
+from ledger.sealed import MARK, MASK, is_sealed, sealed_values
 from ledger.sql import SQL
 from runtime.secrets import Keyring
 
@@ -33,6 +34,46 @@ class Rotation:
     running: int = 0
     #: Changed or claimed by others meanwhile.
     missed: int = 0
+
+
+def kept_secrets(
+    actor: str,
+    payload: Mapping[str, Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    message_id: str,
+    keys: tuple[bytes, ...],
+) -> tuple[list[Any], dict[str, Any]]:
+    """New arguments of a stored job, its secrets sealed where they were before; a mask, as readers are shown it, keeps what is there.
+
+    What an actor keeps secret is known where it is declared; the command line goes by what the job has already.
+
+    Parameters:
+        payload: the job's arguments as they are stored.
+
+    Raises:
+        PayloadError: a secret would be stored for all to read, since it is given in another place or there is no key.
+    """
+    ring = Keyring(keys)
+
+    def kept(before: Any, value: Any) -> Any:
+        if not is_sealed(before) or is_sealed(value):
+            return value
+        if value == MASK:
+            return before
+        if not ring:
+            raise PayloadError(actor, before["field"], "is secret, and SECRET_KEYS is not set here")
+        return ring.seal(actor, before["field"], value, message_id)
+
+    before = [*payload["args"], *(None for _ in args)]
+    known = {envelope["field"]: envelope for envelope in (*payload["args"], *payload["kwargs"].values()) if is_sealed(envelope)}
+    new_args = [kept(before[place], value) for place, value in enumerate(args)]
+    new_kwargs = {name: kept(known.get(name), value) for name, value in kwargs.items()}
+    found = {envelope["field"] for envelope in (*new_args, *new_kwargs.values()) if is_sealed(envelope)}
+    if missing := sorted(known.keys() - found):
+        reason = "is secret in this job; give it where it was, or change the job in a program that imports the actor"
+        raise PayloadError(actor, missing[0], reason)
+    return new_args, new_kwargs
 
 
 def rotate_secrets(

@@ -73,7 +73,7 @@ class UniqueJobs(Middleware):
 
     def control_of(self, message: Message[Any], actor: Actor[Any, Any] | None, payload: str) -> Mapping[str, Any] | None:
         """What of a job's control comes from here; None for a job that is like no other."""
-        signature = self._signatures.get(message.actor_name)
+        signature = None if actor is None else self._signatures.get(message.actor_name)
         if signature is None and "unique_key" not in message.options:
             return None
         key = self._key(message, actor, signature)

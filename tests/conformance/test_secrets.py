@@ -144,6 +144,42 @@ def test_a_debounced_secret_stays_sealed(running, key, canary):
     assert switchyard.cancel(first.message_id)
 
 
+# What is stored is Postgres' business alone, also in the next one.
+@pytest.mark.parametrize("broker_name", ["postgres"], indirect=True)
+@pytest.mark.parametrize("knows", [True, False], ids=["its actor is imported", "its actor is unknown"])
+def test_a_job_that_is_changed_keeps_its_secret_sealed(running, key, canary, monkeypatch, knows):
+    message = running.jobs.parked.send(key, "before")
+    if not knows:
+        monkeypatch.delitem(running.broker.actors, "parked")
+        monkeypatch.delitem(running.broker._seals._fields, "parked")
+
+    def value():
+        envelope = running.rows("SELECT payload FROM switchyard.job WHERE message_id = %s", message.message_id)[0][0]["args"][1]
+        return running.broker._seals._keys.open("parked", "card", envelope)
+
+    assert switchyard.edit(message.message_id, args=[key + "x", MASK])
+    assert value() == "before"
+    assert switchyard.edit(message.message_id, args=[key + "y", canary], priority=5)
+    assert value() == canary
+    assert switchyard.edit(message.message_id, priority=7)
+    assert running.job(message).args == (key + "y", MASK)
+    assert canary not in stored(running)
+    assert switchyard.cancel(message.message_id)
+
+
+@pytest.mark.parametrize("broker_name", ["postgres"], indirect=True)
+def test_a_secret_is_not_given_where_nobody_can_tell_that_it_is_one(running, key, canary, monkeypatch):
+    message = running.jobs.parked.send(key=key, card="before")
+    monkeypatch.delitem(running.broker.actors, "parked")
+    monkeypatch.delitem(running.broker._seals._fields, "parked")
+
+    with pytest.raises(PayloadError, match="actor 'parked', field 'card': is secret in this job"):
+        switchyard.edit(message.message_id, args=[key, canary], kwargs={})
+
+    assert canary not in stored(running)
+    assert switchyard.cancel(message.message_id)
+
+
 def test_a_send_repeated_under_its_id_is_the_same_send(running, key, canary):
     message = running.jobs.parked.message_with_options(args=(key, canary), unique_key=None)
 
