@@ -9,8 +9,14 @@
     ├── OptionError     (*)         an option of an actor or a message has a value that cannot work
     ├── LedgerUnavailable (*)       Postgres did not answer; carries the message to send again
     │   └── LedgerNotMigrated       Postgres answered, the tables are missing or old
+    ├── BatchNotFound               no batch has this id
+    ├── BatchClosed                 the batch is complete and takes no more jobs
     ├── LeaseLost                   the job belongs to another worker now: stop, write nothing
-    └── EnlistRefused               this connection cannot carry a send: names the fix
+    ├── EnlistRefused               this connection cannot carry a send: names the fix
+    ├── CronError                   a cron expression or its time zone cannot be read (a ValueError too)
+    ├── ScheduleNotFound            no schedule has this name
+    ├── ScheduleExists              another schedule has this name already
+    └── ScheduleError               what a schedule is told to be or to do cannot work
 
     Permanent                       raised by an actor: no retry, straight to the dead letters
     └── SecretUnreadable            a secret argument cannot be decrypted
@@ -78,6 +84,24 @@ class IdempotencyConflict(SwitchyardError, MiddlewareError):
         self.existing_id = existing_id
         self.fingerprint = fingerprint
         self.existing_fingerprint = existing_fingerprint
+
+
+class BatchNotFound(SwitchyardError):
+    """No batch (group) in the ledger has this id."""
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(f"no batch has the id {batch_id!r}")
+        self.batch_id = batch_id
+
+
+class BatchClosed(SwitchyardError):
+    """All jobs of the batch have ended, so it takes no more; nothing was stored."""
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(
+            f"batch {batch_id} is complete, it takes no more jobs; add them from within one of its own, or run a new group"
+        )
+        self.batch_id = batch_id
 
 
 class PayloadError(SwitchyardError, MiddlewareError):
@@ -149,6 +173,40 @@ class LeaseLost(SwitchyardError):
 
 class EnlistRefused(SwitchyardError):
     """A send cannot belong to the transaction it was to join; nothing was stored, and that transaction was not touched."""
+
+
+class CronError(SwitchyardError, ValueError):
+    """A cron expression, or its time zone, cannot be read, or names a date that never comes."""
+
+    def __init__(self, expression: str, reason: str) -> None:
+        super().__init__(f"cron expression {expression!r}: {reason}")
+        self.expression = expression
+        self.reason = reason
+
+
+class ScheduleNotFound(SwitchyardError):
+    """No schedule in the ledger has this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no schedule has the name {name!r}")
+        self.name = name
+
+
+class ScheduleExists(SwitchyardError):
+    """Another schedule has this name already; nothing was stored."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"a schedule {name!r} exists already; update it, or choose another name")
+        self.name = name
+
+
+class ScheduleError(SwitchyardError):
+    """What a schedule is told to be, or to do, cannot work; nothing was changed."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"schedule {name!r}: {reason}")
+        self.name = name
+        self.reason = reason
 
 
 class Permanent(Exception):

@@ -31,12 +31,29 @@ from brokers import TRANSPORTS, make_transport
 from brokers.broker import SwitchyardBroker
 from brokers.transport import Transport
 from control import access
+from control.batches import add_to_batch, batch, list_batches
 from control.cancel import cancel, cancel_many
+from control.composition import group, pipeline
 from control.edit import edit
 from control.keys import find_by_key, forget_key
 from control.pause import pause, paused, resume
+from control.schedules import (
+    create_schedule,
+    cron,
+    delete_schedule,
+    get_schedule,
+    pause_schedule,
+    resume_schedule,
+    run_schedule,
+    schedule_ticks,
+    schedules,
+    update_schedule,
+)
 from errors import (
+    BatchClosed,
+    BatchNotFound,
     Cancelled,
+    CronError,
     EnlistRefused,
     IdempotencyConflict,
     JobExists,
@@ -47,12 +64,16 @@ from errors import (
     OptionError,
     PayloadError,
     Permanent,
+    ScheduleError,
+    ScheduleExists,
+    ScheduleNotFound,
     SettingsError,
     Snooze,
     SwitchyardError,
 )
 from keeper import Keeper
 from ledger import read, write
+from ledger.batch import Batch, BatchCallback
 from ledger.borrowed import borrow
 from ledger.control import CancelCount, Pause
 from ledger.database import BoundedConnection, Database
@@ -60,6 +81,7 @@ from ledger.forks import ForkSafeLock
 from ledger.job import Attempt, Counts, Job, LogLine, Page
 from ledger.keys import KeyBinding
 from ledger.records import Finish
+from ledger.schedules import Schedule, Tick
 from ledger.states import TERMINAL, State
 from middleware import stack, stub_stack
 from middleware.current_job import current_job, job_context
@@ -70,9 +92,14 @@ from settings import Settings
 
 __all__ = [
     "Attempt",
+    "Batch",
+    "BatchCallback",
+    "BatchClosed",
+    "BatchNotFound",
     "CancelCount",
     "Cancelled",
     "Counts",
+    "CronError",
     "EnlistRefused",
     "IdempotencyConflict",
     "Job",
@@ -89,31 +116,52 @@ __all__ = [
     "PayloadError",
     "Permanent",
     "Retry",
+    "Schedule",
+    "ScheduleError",
+    "ScheduleExists",
+    "ScheduleNotFound",
     "SettingsError",
     "Snooze",
     "State",
     "SwitchyardError",
+    "Tick",
+    "add_to_batch",
     "attempts",
+    "batch",
     "cancel",
     "cancel_many",
+    "children",
     "configure",
     "counts",
+    "create_schedule",
+    "cron",
     "current_job",
     "database",
+    "delete_schedule",
     "edit",
     "enlist",
     "enqueue_many",
     "find_by_key",
     "forget_key",
     "get_job",
+    "get_schedule",
+    "group",
     "job_context",
+    "list_batches",
     "list_jobs",
     "logs",
     "pause",
+    "pause_schedule",
     "paused",
+    "pipeline",
     "replay",
     "resume",
+    "resume_schedule",
+    "run_schedule",
+    "schedule_ticks",
+    "schedules",
     "settings",
+    "update_schedule",
     "wait",
 ]
 
@@ -276,13 +324,18 @@ def list_jobs(**filters: Any) -> Page:
     """One page of jobs, newest first; see ``ledger.read.list_jobs`` for the filters.
 
     Parameters:
-        filters: ``state`` (or a list; other queues' words work too), ``actor``, ``queue``, ``tag``, ``parent_id``, ``created_after``,
-            ``created_before``, ``limit`` (default 50, at most 200), ``after`` (the cursor of the page before).
+        filters: ``state`` (or a list; other queues' words work too), ``actor``, ``queue``, ``tag``, ``parent_id``, ``batch``,
+            ``created_after``, ``created_before``, ``limit`` (default 50, at most 200), ``after`` (the cursor of the page before).
 
     Raises:
         ValueError: a filter's value is wrong; the text names it.
     """
     return _ask(lambda connection: read.list_jobs(connection, **filters))
+
+
+def children(id: str) -> list[Job]:
+    """The jobs that a job's actor sent, and of a pipeline the step after it, the newest first, at most 200. Raises: JobNotFound."""
+    return _ask(lambda connection: read.children(connection, id))
 
 
 def counts() -> Counts:

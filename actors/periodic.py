@@ -1,4 +1,4 @@
-"""The job types that are meant for a schedule: digest, report, clean-up, statistics. Each also runs when it is sent by hand.
+"""The job types that come by the clock: digest, report, clean-up, statistics. Each also runs when it is sent by hand.
 
 All are safe to run twice: what they send has an id made from their own, what they write has the hour as its key, and what they
 remove is gone after the first time.
@@ -18,7 +18,7 @@ from actors.emails import send_email
 from actors.figures import Figures, collect, yesterday
 from actors.reports import generate_report
 from actors.storage import outbox, storage
-from switchyard import JobExists, Permanent, current_job
+from switchyard import JobExists, Permanent, cron, current_job
 
 #: How long exports, reports and e-mails in the outbox are kept unless the job says otherwise, in days.
 DEFAULT_KEEP_DAYS: Final = 30
@@ -35,9 +35,12 @@ ON CONFLICT (hour, queue, state) DO NOTHING
 _FORGET: Final = "DELETE FROM switchyard_jobs.statistics WHERE hour < %(before)s"
 
 
-@dramatiq.actor(queue_name="maintenance", max_retries=3, min_backoff=30_000, max_backoff=600_000, time_limit=120_000)
+@dramatiq.actor(
+    queue_name="maintenance", max_retries=3, min_backoff=30_000, max_backoff=600_000, time_limit=120_000,
+    periodic=cron("0 8 * * *", catch_up="last", window=timedelta(hours=12)),
+)  # fmt: skip
 def daily_digest(to: str | list[str] | None = None) -> dict[str, Any]:
-    """Send an e-mail with yesterday's numbers. Meant for 08:00 UTC every day: ``0 8 * * *``.
+    """Send an e-mail with yesterday's numbers. Comes at 08:00 UTC every day, or as soon as a worker is there, until 20:00.
 
     Parameters:
         to: who gets it; by default the address that all e-mails come from, ``MAIL_FROM``.
@@ -52,9 +55,12 @@ def daily_digest(to: str | list[str] | None = None) -> dict[str, Any]:
     return {"email_job": child, "completed": figures.completed, "failures": figures.failures, "dead": figures.dead}
 
 
-@dramatiq.actor(queue_name="maintenance", max_retries=3, min_backoff=30_000, max_backoff=600_000, time_limit=30_000)
+@dramatiq.actor(
+    queue_name="maintenance", max_retries=3, min_backoff=30_000, max_backoff=600_000, time_limit=30_000,
+    periodic=cron("0 6 * * mon", catch_up="last", window=timedelta(days=2)),
+)  # fmt: skip
 def weekly_report() -> dict[str, Any]:
-    """Have a PDF made about the last seven days. Meant for Monday, 06:00 UTC: ``0 6 * * 1``.
+    """Have a PDF made about the last seven days. Comes on Monday at 06:00 UTC, or as soon as a worker is there, for two days.
 
     Returns:
         ``report_job``: the id of the ``generate_report`` job, whose result holds the file's key.
@@ -62,9 +68,12 @@ def weekly_report() -> dict[str, Any]:
     return {"report_job": _send_once(generate_report.message(period_hours=_WEEK_HOURS))}
 
 
-@dramatiq.actor(queue_name="maintenance", max_retries=3, min_backoff=30_000, max_backoff=600_000, time_limit=600_000)
+@dramatiq.actor(
+    queue_name="maintenance", max_retries=3, min_backoff=30_000, max_backoff=600_000, time_limit=600_000,
+    periodic=cron("30 3 * * *", catch_up="last"),
+)  # fmt: skip
 def nightly_cleanup(keep_days: int = DEFAULT_KEEP_DAYS) -> dict[str, int]:
-    """Remove old exports, reports and outbox e-mails, and half-written files. Meant for every night: ``30 3 * * *``.
+    """Remove old exports, reports and outbox e-mails, and half-written files. Comes every night at 03:30 UTC, or as soon as possible.
 
     Images and what others put into the storage are not touched, nor is anything but plain files.
 
@@ -81,9 +90,12 @@ def nightly_cleanup(keep_days: int = DEFAULT_KEEP_DAYS) -> dict[str, int]:
     return {"files": sum(files for files, _ in removed), "bytes": sum(size for _, size in removed)}
 
 
-@dramatiq.actor(queue_name="maintenance", max_retries=3, min_backoff=30_000, max_backoff=600_000, time_limit=120_000)
+@dramatiq.actor(
+    queue_name="maintenance", max_retries=3, min_backoff=30_000, max_backoff=600_000, time_limit=120_000,
+    periodic=cron("0 * * * *"),
+)  # fmt: skip
 def hourly_statistics() -> dict[str, Any]:
-    """Note how many jobs each queue has in each state. Meant for every hour: ``0 * * * *``.
+    """Note how many jobs each queue has in each state. Comes every hour.
 
     The numbers are kept for 400 days in ``switchyard_jobs.statistics``, one row an hour, queue and state. An hour that was
     noted already keeps its first numbers.

@@ -23,6 +23,7 @@ from dramatiq.common import current_millis
 from dramatiq.errors import ActorNotFound, QueueJoinTimeout, QueueNotFound
 from dramatiq.middleware import MiddlewareError
 
+from brokers.folding import FOLDED, folded_into
 from brokers.message import ClaimedMessage
 from brokers.rows import (
     MAX_PRIORITY,
@@ -43,6 +44,7 @@ from brokers.worker_side import AckConsumer, Service, WorkerSide, how_it_ended, 
 from errors import JobExists, LedgerUnavailable, OptionError
 from ledger import routes as ledger_routes
 from ledger import write
+from ledger.batches import Together
 from ledger.borrowed import LedgerOnly
 from ledger.database import BoundedConnection, Database
 from ledger.keys import undisturbed
@@ -191,6 +193,8 @@ class SwitchyardBroker(Broker):
             LedgerUnavailable: Postgres did not answer within SEND_TIMEOUT; carries the message.
             EnlistRefused: inside ``enlist``, and the connection cannot carry it.
         """
+        if FOLDED in message.options and (folded := folded_into(self, message)) is not None:
+            return folded
         seconds = delay_seconds(message, delay)
         claim = current_claim.get()
         if claim is not None and claim.job.message_id == message.message_id:
@@ -218,8 +222,10 @@ class SwitchyardBroker(Broker):
         self.emit_after("enqueue", message, None if delay is None else int(seconds * 1000))
         return message
 
-    def enqueue_many(self, messages: Iterable[Message[Any]], *, delay: int | timedelta | None = None) -> list[Message[Any]]:
-        """Write many jobs, any mix of actors, in one transaction: all or none. Otherwise as ``enqueue``."""
+    def enqueue_many(
+        self, messages: Iterable[Message[Any]], *, delay: int | timedelta | None = None, whole: Together | None = None
+    ) -> list[Message[Any]]:
+        """Write many jobs, any mix of actors, and what they belong to, in one transaction: all or none. Otherwise as ``enqueue``."""
         sent = list(messages)
         # Each may have a delay of its own among its options, as in a group or a pipeline.
         common = delay_seconds(sent[0], delay) if sent else 0.0
@@ -230,7 +236,7 @@ class SwitchyardBroker(Broker):
         for message in sent:
             self.emit_before("enqueue", message, None)
         self._know_routes()
-        written = self._enlisted(list(self._rows(sent, delays))) if current_enlistment() is not None else None
+        written = self._enlisted(list(self._rows(sent, delays, whole)), whole) if current_enlistment() is not None else None
         if written is None:
             # Bulk statements take longer than one send; each thousand rows get as long as a single one.
             timeout = self.settings.send_timeout * (1 + len(sent) // 1_000)
@@ -238,7 +244,7 @@ class SwitchyardBroker(Broker):
 
             def write_all(connection: BoundedConnection) -> list[Enqueued]:
                 jobs.clear()
-                return write.enqueue_many(connection, _noting(self._rows(sent, delays), jobs))
+                return write.enqueue_many(connection, _noting(self._rows(sent, delays, whole), jobs), whole)
 
             written = self.database.run(lambda connection: undisturbed(partial(write_all, connection)), timeout)
             self._offer_all(jobs, written)
@@ -248,22 +254,23 @@ class SwitchyardBroker(Broker):
             self.emit_after("enqueue", message, None)
         return sent
 
-    def _rows(self, messages: Iterable[Message[Any]], delays: Iterable[float]) -> Iterator[NewJob]:
+    def _rows(self, messages: Iterable[Message[Any]], delays: Iterable[float], whole: Together | None) -> Iterator[NewJob]:
         """The rows of messages, made as they are asked for. Raises: PayloadError, OptionError: one cannot be stored."""
         plain: dict[tuple[str, str], Origin] = {}
-        for message, delay in zip(messages, delays, strict=True):
+        for position, (message, delay) in enumerate(zip(messages, delays, strict=True)):
             if message.options:
                 origin = self._origin(message)
             else:
                 # Without options of their own, messages of one actor differ in nothing that is looked up there.
                 kind = (message.actor_name, message.queue_name)
                 origin = plain.get(kind) or plain.setdefault(kind, self._origin(message))
-            yield self._row(message, delay, origin)
+            job = self._row(message, delay, origin)
+            yield job if whole is None else whole.place(position, job)
 
     def _offer_all(self, jobs: Sequence[NewJob], enqueued: Sequence[Enqueued]) -> None:
         by_broker: dict[str, list[Outgoing]] = {}
         for job, entry in zip(jobs, enqueued, strict=True):
-            if not job.delay > 0 and not entry.replayed:
+            if not job.waits and not entry.replayed:
                 by_broker.setdefault(job.broker, []).append(Outgoing(entry.id, job.queue, job.actor, job.priority))
         for broker, batch in by_broker.items():
             self.publisher.offer(broker, batch)
@@ -298,17 +305,17 @@ class SwitchyardBroker(Broker):
             # The triggers are where they were a moment ago; a keeper moves what has to move.
             self.logger.debug("could not look up the routes: %s", error)
 
-    def _enlisted(self, jobs: Sequence[NewJob]) -> list[Enqueued] | None:
+    def _enlisted(self, jobs: Sequence[NewJob], whole: Together | None = None) -> list[Enqueued] | None:
         """Write jobs as part of the caller's transaction, if the caller is inside ``enlist``. None: it is not, nothing was written."""
         enlistment = current_enlistment()
         if enlistment is None:
             return None
         rings = []
         for name in sorted({job.broker for job in jobs}):
-            queues = {job.queue for job in jobs if job.broker == name and not job.delay > 0}
+            queues = {job.queue for job in jobs if job.broker == name and not job.waits}
             rings += self.transports[name].rings(queues) if queues else []
         # Due at once: this process does not learn of the commit, so it publishes nothing.
-        return enlistment.write([job if job.grace is None else job._replace(grace=0.0) for job in jobs], rings)
+        return enlistment.write([job if job.grace is None else job._replace(grace=0.0) for job in jobs], rings, whole)
 
     def new_job(self, message: Message[Any], delay: float = 0.0) -> NewJob:
         """The row of a message, ``delay`` seconds from now. Raises: PayloadError, OptionError: it cannot be stored."""

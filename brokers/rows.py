@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 from uuid import UUID
@@ -12,7 +13,7 @@ from dramatiq import Actor, Message
 
 from errors import OptionError
 from ledger.records import Enqueued, JobControl
-from runtime.options import option
+from runtime.options import control, option
 
 #: Dramatiq's largest integer priority that fits the column.
 MAX_PRIORITY: Final = 2**31 - 1
@@ -106,12 +107,13 @@ def tags_of(message: Message[Any], actor: Actor[Any, Any] | None) -> list[str] |
 def control_of(
     message: Message[Any], actor: Actor[Any, Any] | None, payload: str, controls: Sequence[Controls]
 ) -> JobControl | None:
-    """What the middlewares together say about a job's control; None for a plain job."""
+    """What options and middlewares together say about a job's control; None for a plain job."""
+    base = control(message) if message.options else None
     fields: dict[str, Any] = {}
     for middleware in controls:
         if found := middleware.control_of(message, actor, payload):
             fields.update(found)
-    return JobControl(**fields) if fields else None
+    return replace(base or JobControl(), **fields) if fields else base
 
 
 def first_message(message: Message[Any], entry: Enqueued) -> Message[Any]:

@@ -4,8 +4,10 @@ commands                          the commands and their options
 migrating, keeping, up, demo/     what they do
 listing                           ``jobs`` and ``show``
 cancelling, pausing, editing      what steers jobs: a command or three each, added below
+batches                           ``batches``
 choosing, reporting               options that choose jobs; errors of ours as one line
 keys, secrets                     ``key``; ``secrets new-key`` and ``secrets rotate``
+schedules                         ``schedules``
 supervisor                        worker processes, kept alive, for ``worker``
 stack                             Postgres, broker and workers on one machine, for ``up`` and ``demo``
 postgres_server, redis_server     servers of our own for it
@@ -14,12 +16,14 @@ refusals                          says why a database cannot be used, and what t
 guard                             ends them when everything else failed to
 """
 
+from cli.batches import batches
 from cli.cancelling import cancel_command
 from cli.commands import main
 from cli.editing import edit_command
 from cli.keys import key_command
 from cli.listing import jobs_command, show_command
 from cli.pausing import pause_command, paused_command, resume_command
+from cli.schedules import schedules
 from cli.secrets import secrets_group
 
 main.add_command(jobs_command)
@@ -31,5 +35,7 @@ main.add_command(resume_command)
 main.add_command(paused_command)
 main.add_command(key_command)
 main.add_command(secrets_group)
+main.add_command(schedules)
+main.add_command(batches)
 
 __all__ = ["main"]

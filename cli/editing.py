@@ -59,11 +59,12 @@ def edit_command(id_: str, run_at: datetime | None, tags: tuple[str, ...], no_ta
         **change,
     )
     job = switchyard.get_job(id_)
-    state = "gone" if job is None else f"{job.state}{f' ({job.wait_reason})' if job.wait_reason else ''}"
+    if job is None:
+        click.echo(f"{id_} is gone", err=True)
+        sys.exit(1)
+    state = f"{job.state} ({job.wait_reason})" if job.wait_reason else job.state.value
     if not done:
         click.echo(f"{id_} cannot be changed so: it is {state}", err=True)
         sys.exit(1)
-    click.echo(
-        f"{id_} changed: it is {state}"
-        + ("" if job is None else f", priority {job.priority}, to run {job.run_at:%Y-%m-%d %H:%M:%S %Z}")
-    )
+    when = "" if job.wait_reason or job.run_at is None else f", to run {job.run_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    click.echo(f"{id_} changed: it is {state}, priority {job.priority}{when}")

@@ -135,6 +135,8 @@ def _why(job: Job, pauses: Sequence[Pause], workers: Sequence[Worker]) -> str | 
         return f"paused: {', '.join(names)}" if names else "was paused, goes on in a moment"
     if job.wait_reason == "unknown_actor":
         return f"no living worker knows the actor {job.actor!r}"
+    if job.upstream_id is not None:
+        return _before(job.upstream_id)
     if job.wait_reason is not None:
         return job.wait_reason
     if job.state is not State.PENDING:
@@ -144,12 +146,21 @@ def _why(job: Job, pauses: Sequence[Pause], workers: Sequence[Worker]) -> str | 
     return "until a worker is free"
 
 
+def _before(id_: str) -> str:
+    """What a step of a workflow waits for."""
+    step = switchyard.get_job(id_)
+    if step is None:
+        return f"waits for the group {id_}"
+    hint = ", and goes on when that is replayed" if step.state in (State.DEAD, State.CANCELLED) else ""
+    return f"waits for the job {id_} of actor {step.actor!r}, which is {step.state}{hint}"
+
+
 def _waits_for(job: Job, now: datetime) -> str:
     if job.state not in WAITING:
         return ""
     if job.wait_reason is not None:
         return job.wait_reason
-    return "a worker" if job.state is State.PENDING else f"{_span(max(timedelta(), job.run_at - now))}"
+    return "a worker" if job.state is State.PENDING else f"{_span(max(timedelta(), (job.run_at or now) - now))}"
 
 
 def _line(line: LogLine) -> str:

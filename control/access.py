@@ -44,7 +44,7 @@ def job_id(job: str | Message[Any]) -> str:
 
 def require_job(id: str) -> None:
     """Raises: JobNotFound: no job has this id."""
-    if ask(lambda connection: read.get_job(connection, id)) is None:
+    if not ask(lambda connection: read.exists(connection, id)):
         raise JobNotFound(id)
 
 

@@ -6,7 +6,7 @@ transaction: a claim comes before that and the job runs as it was, or after it a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -70,34 +70,31 @@ def edit(
     id_ = access.job_id(job)
     access.require_job(id_)
 
-    def change(connection: BoundedConnection) -> bool:
-        with connection.transaction():
-            waiting = control.lock_waiting(connection, id_)
-            if waiting is None:
-                return False
-            payload = None
-            if args is not None or kwargs is not None or priority is not None:
-                payload = _checked(waiting, id_, args, kwargs, priority)
-            if tags is not None:
-                check_tags(waiting.actor, tags)
-            wanted = Change(
-                payload=payload if args is not None or kwargs is not None else None,
-                priority=priority,
-                delay=_seconds(waiting, run_at, delay),
-                tags=tags,
-            )
-            if not control.edit(connection, waiting.id, wanted):
-                return False
-            connection.execute(SQL["ring_at_commit"], {"channel": DUE_CHANNEL, "payload": ""})
-            return True
+    def wanted(waiting: WaitingJob) -> Change:
+        payload = _checked(waiting, id_, args, kwargs, priority)
+        if tags is not None:
+            check_tags(waiting.actor, tags)
+        return Change(payload=payload, priority=priority, delay=_seconds(waiting, run_at, delay), tags=tags)
 
-    return access.ask(change)
+    return access.ask(lambda connection: _change(connection, id_, wanted))
+
+
+def _change(connection: BoundedConnection, id_: str, wanted: Callable[[WaitingJob], Change]) -> bool:
+    with connection.transaction():
+        waiting = control.lock_waiting(connection, id_)
+        if waiting is None or not control.edit(connection, waiting.id, wanted(waiting)):
+            return False
+        connection.execute(SQL["ring_at_commit"], {"channel": DUE_CHANNEL, "payload": ""})
+        return True
 
 
 def _checked(
     waiting: WaitingJob, id_: str, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, priority: int | None
-) -> str:
-    """The payload that a send with these arguments would have. Raises: PayloadError, OptionError."""
+) -> str | None:
+    """The payload that a send with these arguments would have; None: they stay as they are. Raises: PayloadError, OptionError."""
+    stays = args is None and kwargs is None
+    if stays and priority is None:
+        return None
     broker = access.broker()
     if not isinstance(broker, SwitchyardBroker):
         raise RuntimeError("BROKER=stub keeps no jobs that could be changed")
@@ -114,10 +111,11 @@ def _checked(
         options=(waiting.options or {}) | ({} if priority is None else {"priority": priority}),
         message_id=id_,
     )
-    for middleware in broker.middleware if args is not None or kwargs is not None else ():
-        if isinstance(middleware, CheckedPayload):
+    for middleware in broker.middleware:
+        if isinstance(middleware, CheckedPayload) and not stays:
             middleware.before_enqueue(broker, message, None)
-    return broker.new_job(message).payload
+    payload = broker.new_job(message).payload
+    return None if stays else payload
 
 
 def _seconds(waiting: WaitingJob, run_at: datetime | None, delay: float | timedelta | None) -> float | None:

@@ -7,8 +7,10 @@
     pauses    parks what is paused, and lets it go on
     retention removes jobs that ended long ago
     samples   records how full the queues are, for charts
+    batches   ends the batches (groups) whose jobs have ended while nobody looked
     unknown   notices jobs that no worker knows, and buries those that waited for too long
     strays    moves pending jobs from a broker that is their queue's route no more
+    schedule  makes the jobs that come by the clock, and has schedules follow what workers declare
     workers   forgets processes that died without a word
 
 One duty per file, one line each in ``keeper.duties``; ``keeper.loop`` runs them in a thread of every worker process. None needs a

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from keeper import expiry, keys, look, lost, pauses, rescue, retention, samples, strays, unknown, workers
+from keeper import batches, expiry, keys, look, lost, pauses, rescue, retention, samples, schedule, strays, unknown, workers
 from keeper.duty import Duty
 from settings import Settings
 
@@ -23,7 +23,13 @@ def _slowly(_: Settings) -> float:
     return SLOW
 
 
+#: The loop gives it a turn when a tick is due, besides.
+SCHEDULE: Final = Duty("schedule", schedule.rest, schedule.sweep)
+
 DUTIES: Final = (
+    # Before ticks are made: what this process declares may have changed when they are.
+    Duty("schedules", schedule.often, schedule.declare),
+    SCHEDULE,
     # First of those that sweep: they ask what it saw.
     Duty("look", _sweep, look.sweep),
     Duty("rescue", _sweep, rescue.sweep),
@@ -32,9 +38,12 @@ DUTIES: Final = (
     Duty("lost", _sweep, lost.sweep),
     Duty("expiry", _sweep, expiry.sweep),
     Duty("unknown", _sweep, unknown.sweep),
+    # After those that end jobs.
+    Duty("batches", _sweep, batches.sweep),
     Duty("retention", retention.period, retention.sweep),
     Duty("samples", lambda settings: settings.sample_every, samples.sweep),
     Duty("keys", _slowly, keys.sweep),
     Duty("workers", _slowly, workers.sweep),
     Duty("declarations", _slowly, strays.forget),
+    Duty("old batches", _slowly, batches.forget),
 )

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
+from dramatiq import Message
+
 from brokers.transport import Transport
 from ledger.database import BoundedConnection, Database
 from ledger.routes import Place
@@ -35,6 +37,9 @@ class KeepsBroker(Protocol):
 
     def follow_routes(self, left_behind: Sequence[Place]) -> None:
         """Fetch from the brokers that are routes now, and from where something was left behind."""
+
+    def enqueue(self, message: Message[Any]) -> Message[Any]:
+        """Send a message: write its job, and have its trigger published."""
 
     def transport(self, name: str) -> Transport:
         """One of the transports, by name."""
@@ -62,6 +67,8 @@ class Seen(NamedTuple):
     #: Something is paused, and something is parked.
     paused: bool = False
     parked: bool = False
+    #: A batch is not over.
+    batches: bool = False
     #: The broker of each queue that has a route.
     routes: Mapping[str, str] = MappingProxyType({})
 

@@ -1,8 +1,8 @@
 """The loop that runs the keeper's duties in a thread of every worker process.
 
-It relays, and sleeps until the next row is due, a second at the longest, or until a commit elsewhere made one due (``keeper.alarm``); in
-between the duties of ``keeper.duties`` get their turns. Idle, that is a statement and a half a second. Postgres away: it backs off
-to two seconds and goes on when it is back.
+It relays, and sleeps until the next row or the next tick of a schedule is due, a second at the longest, or until a commit elsewhere
+made one due (``keeper.alarm``); in between the duties of ``keeper.duties`` get their turns. Idle, that is a statement and a half a
+second. Postgres away: it backs off to two seconds and goes on when it is back.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from structlog.stdlib import get_logger
 
 from errors import LedgerUnavailable
 from keeper.alarm import Alarm
-from keeper.duties import DUTIES
+from keeper.duties import DUTIES, SCHEDULE
 from keeper.duty import Duty, Keeping, KeepsBroker, KeepsNode
 from keeper.relay import relay
 from ledger import write
@@ -44,6 +44,8 @@ class Keeper:
         self._broker = broker
         self._alarm = Alarm()
         self._wake_at: float | None = None
+        #: When the next tick of a schedule is due (monotonic), as the last look saw it.
+        self._tick_at: float | None = None
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._connection: BoundedConnection | None = None
@@ -90,6 +92,8 @@ class Keeper:
                 self._take_turns(connection, keeping, turns)
                 if called or monotonic() >= relay_at:
                     relay_at = monotonic() + self._relay(connection, keeping)
+                    if self._tick_at is not None:
+                        turns[SCHEDULE] = min(turns[SCHEDULE], self._tick_at)
                 pause = RETRY_MIN
                 outage.over()
                 called = self._sleep(max(NAP, min(relay_at, *turns.values()) - monotonic()))
@@ -132,7 +136,8 @@ class Keeper:
         self._wake_at = None
         # Taken before the look: what rings from now on may be about rows that this look does not see.
         rung = self._alarm.take()
-        due_in = write.next_due(connection)
+        due_in, tick_in = write.next_due_and_tick(connection, list(self._broker.actors))
+        self._tick_at = None if tick_in is None else monotonic() + tick_in
         if due_in is None or due_in > 0:
             if rung:
                 self._alarm.hush(in_vain=True)

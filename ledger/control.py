@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from psycopg import Connection
 
+from ledger import batches
 from ledger.arrays import plain
 from ledger.sql import SQL
 from ledger.states import State
@@ -93,9 +94,14 @@ class Orders(NamedTuple):
 
 
 def cancel(connection: Conn, message_id: str) -> State | None:
-    """Cancel a job that waits, ask one that runs to stop. Returns its state after that; None: it has ended, or is unknown."""
-    row = connection.execute(SQL["cancel"], {"message_id": message_id}).fetchone()
-    return None if row is None else State(row[0])
+    """Cancel a job that waits, and the steps that wait for it; ask one that runs to stop. Returns its state after that; None: it has ended,
+    or is unknown."""
+    with connection.transaction():
+        row = connection.execute(SQL["cancel"], {"message_id": message_id}).fetchone()
+        state = None if row is None else State(row[0])
+        if state is State.CANCELLED:
+            batches.cancel_followers(connection, [message_id])
+    return state
 
 
 def cancel_rows(connection: Conn, ids: Sequence[int], states: Sequence[State]) -> CancelCount:

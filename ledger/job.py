@@ -37,8 +37,9 @@ class Job:
     #: 1, and one more with each replay.
     generation: int
     created_at: datetime
-    #: When it may, or might, run: the send, the end of its delay or back-off, its release or replay.
-    run_at: datetime
+    #: When it may, or might, run: the send, the end of its delay or back-off, its release or replay. None: it waits for something else than
+    #: a time, see ``wait_reason``.
+    run_at: datetime | None
     #: Start and end of the latest execution. A start is recorded with the next heartbeat, so a young one may be missing.
     started_at: datetime | None
     finished_at: datetime | None
@@ -52,7 +53,7 @@ class Job:
     error: str | None
     #: Why a dead job is dead, e.g. ``max_retries``.
     dead_reason: str | None
-    #: Why a waiting job does not run, when it is not for want of a free worker.
+    #: Why a waiting job does not run, when it is not for want of a free worker; ``upstream``: for another job, see ``upstream_id``.
     wait_reason: str | None
     #: Where its trigger was published last: postgres, redis or rabbitmq.
     broker: str
@@ -68,8 +69,9 @@ class Job:
     #: The limits it counts against.
     rate_key: str | None = None
     concurrency_key: str | None = None
-    #: The group it belongs to.
+    #: The group it belongs to, and the job or group whose result it still waits for.
     batch_id: str | None = None
+    upstream_id: str | None = None
     #: The same for failures of the same kind.
     fingerprint: str | None = None
     #: The schedule that made it, and for which of its ticks.

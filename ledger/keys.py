@@ -23,7 +23,7 @@ from uuid import UUID
 from psycopg import Connection, Cursor
 from psycopg.errors import DeadlockDetected, SerializationFailure
 
-from errors import IdempotencyConflict, LedgerUnavailable
+from errors import IdempotencyConflict, JobExists, LedgerUnavailable
 from ledger.records import Enqueued, First, NewJob
 from ledger.sql import SQL
 from ledger.states import WAITING, State
@@ -40,6 +40,19 @@ Recognise = Callable[[Conn, Sequence[NewJob]], list[Enqueued]]
 ROUNDS: Final = 5
 #: How many times its delay a debounced job is put off at most, where nobody says how long.
 MAX_WAIT_DELAYS: Final = 10
+
+
+def refuse_others(written: Iterable[Enqueued]) -> None:
+    """A place in a workflow is for a job of its own: what waits for it, or counts it, knows it by its id.
+
+    Raises:
+        JobExists: a key led one of these to another job.
+    """
+    for entry in written:
+        if entry.replayed:
+            raise JobExists(
+                entry.message_id, "a key of a step or of a group's job stands for it, and a workflow needs jobs of its own"
+            )
 
 
 def undisturbed(work: Callable[[], T]) -> T:

@@ -45,7 +45,8 @@ _CURSOR_VERSION = 1
 _PLAIN: Final = (
     "actor", "queue", "priority", "attempt", "max_attempts", "failures", "lost", "generation", "created_at", "run_at",
     "started_at", "finished_at", "progress", "stage", "result", "error_type", "error", "dead_reason", "wait_reason", "broker",
-    "worker", "cancel_requested_at", "idempotency_key", "rate_key", "concurrency_key", "batch_id", "fingerprint", "schedule", "tick_at",
+    "worker", "cancel_requested_at", "idempotency_key", "rate_key", "concurrency_key", "batch_id", "upstream_id", "fingerprint",
+    "schedule", "tick_at",
 )  # fmt: skip
 
 
@@ -58,6 +59,12 @@ def get_job(connection: Conn, message_id: str | UUID) -> Job | None:
     return _job(rows[0]) if rows else None
 
 
+def exists(connection: Conn, message_id: str | UUID) -> bool:
+    """Whether a job has this id."""
+    uuid = _uuid(message_id)
+    return uuid is not None and connection.execute(SQL["row_id"], {"message_id": uuid}).fetchone() is not None
+
+
 def list_jobs(
     connection: Conn,
     *,
@@ -66,6 +73,7 @@ def list_jobs(
     queue: str | None = None,
     tag: str | None = None,
     parent_id: str | UUID | None = None,
+    batch: str | UUID | None = None,
     created_after: datetime | None = None,
     created_before: datetime | None = None,
     limit: int = DEFAULT_LIMIT,
@@ -75,6 +83,7 @@ def list_jobs(
 
     Parameters:
         state: a state, another queue's word for one (``waiting``, ``failed`` …), or several of these: any of them.
+        batch: only the jobs of this batch (a group's ``id``).
         created_after: not older than this; aware.
         created_before: older than this; aware.
         limit: jobs on the page, 1 to 200.
@@ -93,6 +102,7 @@ def list_jobs(
         queue=queue,
         tag=tag,
         parent_id=parent_id,
+        batch=batch,
         created_after=created_after,
         created_before=created_before,
     )
@@ -156,6 +166,19 @@ def _conditions(
         where.append("created_at < %(until)s AND id < %(last)s")
         values |= {"until": created_before, "last": _first_id_from(connection, created_before + CREATION_SKEW)}
     return where, values
+
+
+def children(connection: Conn, message_id: str | UUID) -> list[Job]:
+    """List the jobs that a job's actor sent, and the pipeline's step after it, the newest first, up to ``MAX_LIMIT``.
+
+    What is older than the job is not looked at; what is younger is, so this is quick for a young job alone.
+
+    Raises:
+        JobNotFound: no job has this id.
+    """
+    where = ["parent_id = %(parent_id)s", "id > %(row_id)s"]
+    values = {"parent_id": _uuid(message_id), "row_id": _row_id(connection, message_id), "limit": MAX_LIMIT}
+    return [_job(row) for row in _rows(connection, where, values, "ORDER BY id DESC LIMIT %(limit)s")]
 
 
 def counts(connection: Conn) -> Counts:
@@ -289,9 +312,10 @@ def _states(wanted: State | str | Iterable[State | str]) -> frozenset[State]:
 def _in_states(states: frozenset[State]) -> str:
     """Match any of the states, in words from which the planner can tell that a partial index will do.
 
-    Every pending row has a ``next_publish_at``, or belongs to the Postgres broker, or is parked, every scheduled and retrying one has a
-    ``next_publish_at``: saying so costs nothing and opens ``job_due``, ``job_ready`` and ``job_parked``. States are literals, from our
-    own enumeration: a bound one would hide the partial indexes from a generic plan.
+    Every pending row has a ``next_publish_at``, or belongs to the Postgres broker, or is parked, every scheduled one has a
+    ``next_publish_at`` or waits without a time, every retrying one has one: saying so costs nothing and opens ``job_due``, ``job_ready``,
+    ``job_parked`` and ``job_timeless``. States are literals, from our own enumeration: a bound one would hide the partial indexes from a
+    generic plan.
     """
     arms = ["false"]
     for state in sorted(states):
@@ -300,6 +324,8 @@ def _in_states(states: frozenset[State]) -> str:
             unparked = "wait_reason IS DISTINCT FROM 'paused'"
             arms += [f"{here} AND next_publish_at IS NOT NULL", f"{here} AND broker = 'postgres' AND {unparked}"]
             arms.append(f"{here} AND wait_reason = 'paused'")
+        elif state is State.SCHEDULED:
+            arms += [f"{here} AND next_publish_at IS NOT NULL", f"{here} AND next_publish_at IS NULL"]
         elif state in WAITING:
             arms.append(f"{here} AND next_publish_at IS NOT NULL")
         else:

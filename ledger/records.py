@@ -59,6 +59,11 @@ class JobControl:
     #: Given, the job waits without a time of its own until whatever it waits for makes it due.
     wait_reason: str | None = None
 
+    @property
+    def is_membership(self) -> bool:
+        """Whether there is nothing to it but a batch."""
+        return self == JobControl(batch_id=self.batch_id)
+
 
 # A named tuple, like ``ClaimedJob`` and for the same reason.
 class NewJob(NamedTuple):
@@ -90,6 +95,11 @@ class NewJob(NamedTuple):
     def has_keys(self) -> bool:
         """Whether it may turn out to be a job that exists already."""
         return self.control is not None and (self.control.sent is not None or self.control.unique is not None)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it may not run at once: there is nothing to publish yet."""
+        return self.delay > 0 or (self.control is not None and self.control.wait_reason is not None)
 
 
 class First(NamedTuple):
@@ -138,6 +148,7 @@ class ClaimedJob(NamedTuple):
     expires_ms: int | None
     max_lost: int | None = None
     due_ms: int = 0
+    batch_id: str | None = None
 
 
 Outcome = Literal["failed", "lost", "released", "snoozed", "cancelled"]
@@ -163,8 +174,30 @@ class Finish:
     error: str | None = None
     traceback: str | None = None
     dead_reason: str | None = None
-    #: Jobs to be written in the same transaction: callbacks and the next step of a pipeline. Only if the end itself was accepted.
+    #: Jobs to be written in the same transaction: callbacks and the next step of a stock pipeline. Only if the end itself was accepted.
     children: list[NewJob] = field(default_factory=list)
+    #: The message id of a job for which others wait in the ledger, and the JSON text that they get when it is completed.
+    upstream: str | None = None
+    handed: str = "null"
+
+
+class NewBatch(NamedTuple):
+    """A batch to be written with its jobs. The callbacks are rows as ``write.controlled_rows`` makes them; ``expected`` is of a stock
+    group, whose children come one by one. The other fields are columns of the same name."""
+
+    id: str
+    root_id: str
+    name: str | None = None
+    parent_id: str | None = None
+    sent_by: str | None = None
+    waits_for: str | None = None
+    followed: bool = False
+    place: int = 0
+    total: int = 0
+    expected: int | None = None
+    on_complete: list[dict[str, Any]] | None = None
+    on_success: list[dict[str, Any]] | None = None
+    on_death: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ SQL in ``ledger/sql``. Everything lives in a schema of its own, so that the ledg
     job       one row per job, the truth about it
     attempt   one row per execution that did not complete (a completed one is the job's own row)
     job_log   lines an actor wrote with ``job.log()``
+    job_step  results that an actor remembered with ``job.step()``
+    batch     one row per group: what it counts, and what is sent when it ends
     worker    one row per living worker process, kept fresh by its heartbeat
     route     which broker each queue's triggers go to
     declaration   which brokers living processes have in their settings, and since when
@@ -17,6 +19,9 @@ SQL in ``ledger/sql``. Everything lives in a schema of its own, so that the ledg
     sample    depths and ages of the queues over time, for charts
     activity  what the workers did in each minute, for charts
     idempotency   which job a sender's key, or an actor's key for a period, stands for, and until when
+    schedule  when jobs are to be made without anybody sending them
+    schedule_declaration   which schedules living processes have in their code, and since when
+    tick      for which times of a schedule a job was made, so that each is made once
 """
 
 from __future__ import annotations
@@ -132,7 +137,7 @@ job = Table(
     # The key whose slots it waits for, and its place in that line.
     Column("blocked_on", Text),
     Column("line", Float),
-    # The group it belongs to, and the job whose completion it waits for.
+    # The batch it belongs to, and the job or the batch whose completion it waits for: it was not given its result yet.
     Column("batch_id", Uuid),
     Column("upstream_id", Uuid),
     # What failures of the same kind have in common.
@@ -189,6 +194,11 @@ job = Table(
     ),
     # Jobs waiting for a worker that knows their actor.
     Index("job_unknown_actor", "wait_since", postgresql_where=text("wait_reason = 'unknown_actor'")),
+    # Scheduled rows that wait for something else than a time.
+    Index("job_timeless", "queue", postgresql_where=text("state = 'scheduled' AND next_publish_at IS NULL")),
+    # The jobs of a batch by state, and what waits for a job or a batch; the others do not pay for them.
+    Index("job_batch", "batch_id", "state", postgresql_where=text("batch_id IS NOT NULL")),
+    Index("job_upstream", "upstream_id", postgresql_where=text("upstream_id IS NOT NULL")),
     # Every update moves the row to a new version on the same page if there is room; the table is small and hot.
     postgresql_with={"fillfactor": "70", "autovacuum_vacuum_scale_factor": "0.02", "autovacuum_analyze_scale_factor": "0.05"},
 )
@@ -223,6 +233,54 @@ job_log = Table(
     Column("at", DateTime(timezone=True), nullable=False, server_default=_NOW),
     Column("line", Text, nullable=False),
     Index("job_log_job_id_id", "job_id", "id"),
+)
+
+job_step = Table(
+    "job_step",
+    metadata,
+    Column("job_id", BigInteger, ForeignKey(job.c.id, ondelete="CASCADE"), primary_key=True),
+    # The actor's own word for it; every later execution gets the result instead of doing it again.
+    Column("name", Text, primary_key=True),
+    # The execution that did it.
+    Column("generation", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("result", JSON),
+    Column("at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+)
+
+batch = Table(
+    "batch",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    # In the order of creation, for the keeper's walk and for lists.
+    Column("number", BigInteger, Identity(always=True), nullable=False),
+    Column("name", Text),
+    # The batch around this one, the outermost one (itself, if there is none), and the job whose actor made it.
+    Column("parent_id", Uuid),
+    Column("root_id", Uuid, nullable=False),
+    Column("sent_by", Uuid),
+    # The job or batch whose completion all of it waits for; null: it has begun.
+    Column("waits_for", Uuid),
+    # A later step waits for its success. How many of its parent's jobs stand before it.
+    Column("followed", Boolean, nullable=False, server_default=text("false")),
+    Column("place", Integer, nullable=False, server_default=text("0")),
+    # How many jobs were put into it. Of a stock Dramatiq group, whose children come one by one: how many there have to be.
+    Column("total", Integer, nullable=False, server_default=text("0")),
+    Column("expected", Integer),
+    # Rows to be written when it happens, as enqueue_controlled takes them.
+    Column("on_complete", JSON),
+    Column("on_success", JSON),
+    Column("on_death", JSON),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    # Each once, and never taken back: the first job dead; all of them ended; all of them completed.
+    Column("died_at", DateTime(timezone=True)),
+    Column("completed_at", DateTime(timezone=True)),
+    Column("succeeded_at", DateTime(timezone=True)),
+    # What the keeper looks through.
+    Index("batch_open", "number", postgresql_where=text("succeeded_at IS NULL AND waits_for IS NULL")),
+    Index("batch_number", "number"),
+    Index("batch_nested", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
+    Index("batch_waiting", "waits_for", postgresql_where=text("waits_for IS NOT NULL")),
 )
 
 worker = Table(
@@ -370,4 +428,69 @@ idempotency = Table(
     Column("expires_at", DateTime(timezone=True), nullable=False),
     CheckConstraint("kind IN ('idempotency', 'unique')", name="kind_known"),
     Index("idempotency_expires_at", "expires_at"),
+)
+
+schedule = Table(
+    "schedule",
+    metadata,
+    # The actor's own of a declared one.
+    Column("name", Text, primary_key=True),
+    Column("actor", Text, nullable=False),
+    # Null: the actor's.
+    Column("queue", Text),
+    # As in job.
+    Column("payload", JSON, nullable=False),
+    Column("options", JSON),
+    Column("expression", Text, nullable=False),
+    Column("timezone", Text, nullable=False),
+    Column("catch_up", Text, nullable=False),
+    # How far back catching up goes, and by how much a tick's job may be made later.
+    Column("window_seconds", Float, nullable=False),
+    Column("jitter_seconds", Float, nullable=False),
+    # declared: it stands in code, and processes say so; created: somebody made it.
+    Column("source", Text, nullable=False),
+    # Of a declared one: which declaration it follows.
+    Column("digest", Text),
+    Column("version", BigInteger, nullable=False, server_default=text("1")),
+    Column("paused_at", DateTime(timezone=True)),
+    # No living process declares it any more.
+    Column("retired_at", DateTime(timezone=True)),
+    # The latest tick that was acted on, and the first that nobody has dealt with; null: it has none any more.
+    Column("last_tick_at", DateTime(timezone=True)),
+    Column("next_tick_at", DateTime(timezone=True)),
+    # When the next tick's job is made; null: it is not (paused, retired, over).
+    Column("due_at", DateTime(timezone=True)),
+    # Why the latest tick has no job, if it was to have one.
+    Column("error", Text),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    Column("changed_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    CheckConstraint("catch_up IN ('skip', 'last', 'all')", name="catch_up_known"),
+    CheckConstraint("source IN ('declared', 'created')", name="source_known"),
+    CheckConstraint(
+        "due_at IS NULL OR (paused_at IS NULL AND retired_at IS NULL AND next_tick_at IS NOT NULL)", name="due_when_active"
+    ),
+    Index("schedule_due", "due_at", postgresql_where=text("due_at IS NOT NULL")),
+)
+
+schedule_declaration = Table(
+    "schedule_declaration",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("digest", Text, primary_key=True),
+    Column("definition", JSON, nullable=False),
+    # As in declaration.
+    Column("entered_at", DateTime(timezone=True), nullable=False),
+    Column("until", DateTime(timezone=True), nullable=False),
+)
+
+tick = Table(
+    "tick",
+    metadata,
+    # In this order, so that what is old is found by the key.
+    Column("tick_at", DateTime(timezone=True), primary_key=True),
+    Column("schedule", Text, primary_key=True),
+    # The job's message id; null: no job could be made, and error says why.
+    Column("message_id", Uuid),
+    Column("error", Text),
+    Column("made_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
 )

@@ -20,8 +20,9 @@ from psycopg import Connection, Cursor, Pipeline
 from psycopg.errors import UniqueViolation
 
 from errors import JobExists
-from ledger import keys
+from ledger import batches, keys
 from ledger.arrays import plain, texts, words
+from ledger.batches import Together
 from ledger.database import BoundedConnection
 from ledger.prepared import Prepared
 from ledger.records import ClaimedJob, DueJob, Enqueued, Finish, JobControl, NewJob, Rescued, Unclaimed, WorkerRow
@@ -84,7 +85,9 @@ def enqueue(connection: BoundedConnection, job: NewJob) -> Enqueued:
     return Enqueued(int(id_ or 0), job.message_id, True)
 
 
-def enqueue_many(connection: Conn, jobs: Iterable[NewJob], *, lenient: bool = False) -> list[Enqueued]:
+def enqueue_many(
+    connection: Conn, jobs: Iterable[NewJob], whole: Together | None = None, *, lenient: bool = False
+) -> list[Enqueued]:
     """Write many jobs in the order given, in one transaction: all or none.
 
     They are taken from ``jobs`` a few hundred at a time, while the server is at work on those before: making a row costs the sender more
@@ -100,6 +103,8 @@ def enqueue_many(connection: Conn, jobs: Iterable[NewJob], *, lenient: bool = Fa
     written: list[Enqueued] = []
     rest = iter(jobs)
     with _pipelined(connection), connection.transaction():
+        if whole is not None:
+            whole.before(connection)
         sent: list[tuple[list[NewJob], Cursor[Any] | list[Enqueued]]] = []
         while part := list(islice(rest, PART)):
             if any(job.has_keys for job in part):
@@ -109,6 +114,9 @@ def enqueue_many(connection: Conn, jobs: Iterable[NewJob], *, lenient: bool = Fa
                 sent.append((part, _insert(connection, part)))
         for part, answer in sent:
             written += answer if isinstance(answer, list) else _written(connection, part, answer.fetchall())
+        if whole is not None:
+            keys.refuse_others(written)
+            whole.after(connection, written)
     return written
 
 
@@ -117,17 +125,25 @@ def _pipelined(connection: Conn) -> AbstractContextManager[object]:
     return connection.pipeline() if isinstance(connection, Connection) and Pipeline.is_supported() else nullcontext()
 
 
-def _insert_controlled(connection: Conn, jobs: Sequence[NewJob], taking: Sequence[dict[str, Any]] = ()) -> Cursor[Any]:
+def controlled_rows(jobs: Iterable[NewJob]) -> list[dict[str, Any]]:
+    """Jobs in the form that ``enqueue_controlled`` takes, and that a batch keeps its callbacks in."""
     rows = []
     for job in jobs:
         row = job._asdict()
         control = row.pop("control") or JobControl()
         rows.append(row | {name: value for name in _CONTROL if (value := getattr(control, name)) is not None})
-    return connection.execute(SQL["enqueue_controlled"], {"rows": json.dumps(rows), "keys": json.dumps(taking)})
+    return rows
+
+
+def _insert_controlled(connection: Conn, jobs: Sequence[NewJob], taking: Sequence[dict[str, Any]] = ()) -> Cursor[Any]:
+    parameters = {"rows": json.dumps(controlled_rows(jobs)), "keys": json.dumps(taking)}
+    return connection.execute(SQL["enqueue_controlled"], parameters)
 
 
 def _insert(connection: Conn, jobs: Sequence[NewJob]) -> Cursor[Any]:
-    if any(job.control is not None for job in jobs):
+    control = jobs[0].control
+    # Children of one group share what is special about them.
+    if any(job.control is not control for job in jobs) or (control is not None and not control.is_membership):
         return _insert_controlled(connection, jobs)
     return connection.execute(
         SQL["enqueue_many"],
@@ -147,6 +163,7 @@ def _insert(connection: Conn, jobs: Sequence[NewJob]) -> Cursor[Any]:
             "delays": plain(job.delay for job in jobs),
             "graces": plain(job.grace for job in jobs),
             "max_ages": plain(job.max_age for job in jobs),
+            "batch_id": None if control is None else control.batch_id,
         },
     )
 
@@ -271,7 +288,7 @@ def record_start(connection: Conn, id_: int, token: str, lease: float) -> bool:
 
 
 def finish(connection: Conn, finishes: Iterable[Finish]) -> set[int]:
-    """Write how a batch of executions ended, and the jobs that follow from it, in one transaction.
+    """Write how a batch of executions ended, the jobs that follow from it, and what it hands to those that wait for it, in one transaction.
 
     Returns the ids that were still ours; of the others nothing was written, neither end nor children.
     """
@@ -280,7 +297,7 @@ def finish(connection: Conn, finishes: Iterable[Finish]) -> set[int]:
     children = False
     for entry in sorted(finishes, key=_by_id):
         (completed if entry.state is State.COMPLETED else otherwise).append(entry)
-        children = children or bool(entry.children)
+        children = children or bool(entry.children) or entry.upstream is not None
     if not otherwise and not children:
         return _finish_completed(connection, completed)
     with connection.transaction():
@@ -297,6 +314,11 @@ def finish(connection: Conn, finishes: Iterable[Finish]) -> set[int]:
         if following:
             # The end stands whatever a follower's key stands for.
             enqueue_many(connection, following, lenient=True)
+        batches.follow(
+            connection,
+            completed=[entry for entry in completed if entry.upstream is not None and entry.id in done],
+            cancelled=[entry.upstream for entry in otherwise if entry.upstream and outcomes.get(entry.id) == "cancelled"],
+        )
     return done
 
 
@@ -437,8 +459,13 @@ def make_due(connection: Conn, ids: Sequence[int]) -> None:
 
 def next_due(connection: Conn) -> float | None:
     """Seconds until the relay has something to do (negative: overdue); None when nothing waits."""
-    row = connection.execute(SQL["next_due"]).fetchone()
-    return row[0] if row else None
+    return next_due_and_tick(connection, ())[0]
+
+
+def next_due_and_tick(connection: Conn, actors: Sequence[str]) -> tuple[float | None, float | None]:
+    """The same, and the seconds until a schedule of these actors is due."""
+    row = connection.execute(SQL["next_due"], {"actors": list(actors)}).fetchone()
+    return (row[0], row[1]) if row else (None, None)
 
 
 def expired_workers(connection: Conn, now: object = None) -> list[tuple[str, bool]]:
@@ -461,4 +488,8 @@ def rescue_worker(
 
 def replay(connection: Conn, message_id: str) -> bool:
     """Begin a new generation of a dead or cancelled job. False: it is neither."""
-    return connection.execute(SQL["replay"], {"message_id": message_id}).fetchone() is not None
+    with connection.transaction():
+        done = connection.execute(SQL["replay"], {"message_id": message_id}).fetchone() is not None
+        if done:
+            batches.wait_again(connection, [message_id])
+    return done

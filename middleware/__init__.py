@@ -18,10 +18,12 @@ from middleware.callbacks import Callbacks
 from middleware.cancellation import Cancellation
 from middleware.current_job import CurrentJob
 from middleware.event_loop import EventLoop
+from middleware.group_callbacks import LedgerGroupCallbacks
 from middleware.idempotency import Idempotency
 from middleware.log_context import LogContext
 from middleware.max_age import MaxAge
 from middleware.payload import CheckedPayload
+from middleware.periodic import Periodic
 from middleware.results import LedgerResults
 from middleware.retries import Retries
 from middleware.secrets import Secrets
@@ -49,6 +51,8 @@ def stack(settings: Settings, database: Database) -> list[Middleware]:
         # Refuses bad arguments before anything else looks at them.
         CheckedPayload(),
         Tags(),
+        # Only looks at options; its place does not matter.
+        Periodic(),
         WorkerLost(),
         # Its place among hooks does not matter: it works where the row is made, and around the body.
         Secrets(settings),
@@ -58,6 +62,8 @@ def stack(settings: Settings, database: Database) -> list[Middleware]:
         # After-hooks come back up: these two see the verdict that status and retries noted below them.
         Results(backend=LedgerResults(database), store_results=True),
         Callbacks(),
+        # Takes part in sends alone.
+        LedgerGroupCallbacks(database),
         # The verdict: success and failure exclude each other, so their order does not matter.
         Status(max_result_bytes=settings.max_result_bytes),
         Retries(),

@@ -2,15 +2,19 @@
 
 Effect: ``on_success`` gets (message, result) after a success; ``on_failure`` gets (message, error) after every failed attempt;
 ``on_retry_exhausted`` gets (message, retry info) when the job is dead for want of retries; a pipeline's next message gets the result as
-its last argument. Arguments and meaning are Dramatiq's. No crash can come between a job's end and its follower, and a worker that lost
-its lease starts none.
-Actor and message options: ``on_success``, ``on_failure``, ``on_retry_exhausted``, ``pipe_ignore``, ``pipe_target``.
+its last argument. Arguments and meaning are Dramatiq's. The steps of ``switchyard.pipeline`` are rows already: this end makes the next
+one due, or takes it along when the job is cancelled. Those of a stock pipeline are written now. No crash can come between a job's end and
+its follower, and a worker that lost its lease starts none.
+Actor and message options: ``on_success``, ``on_failure``, ``on_retry_exhausted``, ``pipe_ignore``, ``pipe_target``; of messages alone
+``followed``, which ``switchyard.pipeline`` sets.
 Store: the follower's row.
-When a follower cannot be made (unknown actor, result that does not fit it) the job's own end stands, and the error is logged.
+A follower that this worker does not know waits for one that does; one that cannot be stored with what it was to get, or that does not take
+it, is a dead job with the reason.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Protocol, cast
 
 from dramatiq import Actor, Broker, Message, MessageProxy, Middleware
@@ -18,9 +22,11 @@ from dramatiq.errors import ActorNotFound
 from dramatiq.middleware import MiddlewareError
 from structlog.stdlib import get_logger
 
+from ledger.batches import MAX_FED_BYTES
 from ledger.records import Finish, NewJob
 from ledger.states import State
 from runtime.claims import Claim
+from runtime.encoding import encode_result
 from runtime.options import option
 
 logger = get_logger(__name__)
@@ -52,11 +58,15 @@ class Callbacks(Middleware):
 
 
 def add_followers(broker: Broker, message: MessageProxy, ending: Finish, result: Any) -> None:
-    """Add the jobs that follow from an end, to be written with it."""
+    """Add what follows from an end, to be written with it."""
     actor = broker.actors.get(message.actor_name)
+    # What follows is stored as well.
+    result = cast("Claim", message.claim).masked(result)
+    if "followed" in message.options:
+        _hand_on(message, ending, result)
     if ending.state is State.COMPLETED:
         if target := message.options.get("pipe_target"):
-            _follow(broker, ending, _next_step(message, actor, target, result))
+            _next_step(broker, ending, actor, target, result)
         _call(broker, ending, option("on_success", message, actor), message, result)
     elif ending.outcome == "failed":
         error = {"type": ending.error_type, "message": ending.error}
@@ -67,30 +77,50 @@ def add_followers(broker: Broker, message: MessageProxy, ending: Finish, result:
             _call(broker, ending, option("on_retry_exhausted", message, actor), message, info)
 
 
+def _hand_on(message: MessageProxy, ending: Finish, result: Any) -> None:
+    """Steps wait for this job in the ledger: they get its result, also where the job itself does not keep it."""
+    ending.upstream = message.message_id
+    if ending.state is not State.COMPLETED:
+        return
+    try:
+        ending.handed = ending.result or encode_result(result, MAX_FED_BYTES) or "null"
+    except ValueError as error:
+        # As in status: the work is done, and doing it again would not change what it returned.
+        ending.state, ending.outcome, ending.result = State.DEAD, "failed", None
+        ending.error_type, ending.error, ending.dead_reason = "ResultUnstorable", str(error), "result_unstorable"
+
+
 def _call(broker: Broker, ending: Finish, callback: Any, message: MessageProxy, argument: Any) -> None:
     if callback is None:
         return
     name = callback.actor_name if isinstance(callback, Actor) else callback
+    args = (message._message.asdict(), argument)
     try:
-        follower = broker.get_actor(name).message(message._message.asdict(), argument)
+        follower = broker.get_actor(name).message(*args)
     except ActorNotFound:
-        logger.error("callback not sent, this worker does not know its actor", callback=name)
-        return
+        # Another worker may know it, and where; meanwhile it is on view, as a job of an unknown actor.
+        logger.error("this worker does not know the actor of a callback", callback=name)
+        follower = Message(queue_name=message.queue_name, actor_name=str(name), args=args, kwargs={}, options={})
     _follow(broker, ending, follower)
 
 
-def _next_step(message: MessageProxy, actor: Actor[Any, Any] | None, target: dict[str, Any], result: Any) -> Message[Any]:
+def _next_step(broker: Broker, ending: Finish, actor: Actor[Any, Any] | None, target: dict[str, Any], result: Any) -> None:
     step: Message[Any] = Message(**{**target, "args": tuple(target["args"])})
-    if option("pipe_ignore", message, actor, False) or step.options.get("pipe_ignore"):
-        return step
-    return step.copy(args=(*step.args, result))
+    if not (step.options.get("pipe_ignore") or (actor is not None and actor.options.get("pipe_ignore"))):
+        step = step.copy(args=(*step.args, result))
+    _follow(broker, ending, step)
 
 
 def _follow(broker: Broker, ending: Finish, follower: Message[Any]) -> None:
+    """Add a follower, checked when it runs: what is wrong with it then is a dead job on view, and not a line in a log."""
+    delay = (follower.options.get("delay") or 0) / 1000
+    follower = follower.copy(options={"piped": True})
     try:
         broker.emit_before("enqueue", follower, None)
-        delay = (follower.options.get("delay") or 0) / 1000
-        # Due at once: the relay is woken by the commit, and publishes what this process may not live to publish itself.
-        ending.children.append(cast("WritesJobs", broker).new_job(follower, delay)._replace(grace=0.0))
+        job = cast("WritesJobs", broker).new_job(follower, delay)
     except MiddlewareError as error:
-        logger.error("follower not sent", actor=follower.actor_name, error=str(error))
+        logger.error("a follower cannot be stored with what it was to get", actor=follower.actor_name, error=str(error))
+        refused = dataclasses.replace(follower, args=(), kwargs={}, options={"refused": str(error)})
+        job = cast("WritesJobs", broker).new_job(refused)
+    # Due at once: the relay is woken by the commit, and publishes what this process may not live to publish itself.
+    ending.children.append(job._replace(grace=0.0))

@@ -8,16 +8,18 @@ another worker stops.
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import math
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, Token
-from datetime import timedelta
+from datetime import datetime, timedelta
 from time import monotonic
-from typing import Any, Final, NoReturn, Protocol, cast
+from typing import Any, Final, NoReturn, ParamSpec, Protocol, TypeVar, cast
 
 import psycopg
 from dramatiq import Broker, MessageProxy, Middleware, Worker
@@ -29,7 +31,8 @@ from ledger import write
 from ledger.database import Database
 from ledger.records import Finish
 from middleware.callbacks import add_followers
-from middleware.transaction import Transactions
+from middleware.steps import Steps, checked_name, decoded
+from middleware.transaction import Transactions, say_too_late
 from runtime.claims import Claim, Completion
 from runtime.context import current_claim
 from runtime.encoding import clean_text, encode_result
@@ -45,6 +48,10 @@ MAX_LINE: Final = 4_000
 MAX_STAGE: Final = 200
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
 class WakesServices(Protocol):
     """The broker, as far as this middleware needs it."""
 
@@ -56,7 +63,17 @@ class Job(ABC):
     """The running job, as its actor sees it."""
 
     def __init__(
-        self, *, id: str, actor: str, queue: str, attempt: int, generation: int = 1, max_attempts: int | None = None
+        self,
+        *,
+        id: str,
+        actor: str,
+        queue: str,
+        attempt: int,
+        generation: int = 1,
+        max_attempts: int | None = None,
+        schedule: str | None = None,
+        tick_at: datetime | None = None,
+        batch_id: str | None = None,
     ) -> None:
         #: The job's id, the same for every attempt: use it as the idempotency key of calls to other systems.
         self.id = id
@@ -70,6 +87,11 @@ class Job(ABC):
         self.generation = generation
         #: How many failures make the job dead; None: no bound.
         self.max_attempts = max_attempts
+        #: The schedule that made the job, and for which of its ticks (aware, UTC); None: none did. A job that was run by hand has no tick.
+        self.schedule = schedule
+        self.tick_at = tick_at
+        #: The batch (group) it belongs to, for ``add_to_batch``; None: it belongs to none.
+        self.batch_id = batch_id
         self._result: Any = None
         self._in_transaction = False
 
@@ -158,6 +180,43 @@ class Job(ABC):
         logger.info(line)
         self._append(clean_text(str(line), MAX_LINE))
 
+    def step(self, name: str, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do something once for this job, however often the job is executed: the first time call ``fn(*args, **kwargs)`` and store what it
+        returns, later return what is stored. Attempts, replays and other workers count as later.
+
+        Parameters:
+            name: the step's name, unique within the job.
+            fn: what to do; it returns JSON. What comes back is what was stored (a tuple is a list), also the first time.
+
+        Raises:
+            ValueError: the name cannot be one, or the result is not JSON or larger than MAX_RESULT_BYTES.
+            LeaseLost: another worker may own the job; nothing was stored.
+            LedgerUnavailable: Postgres was lost; a later attempt does the step again.
+        """
+        known = self._known_step(checked_name(name))
+        if known is None:
+            result = fn(*args, **kwargs)
+            if inspect.iscoroutine(result):
+                result.close()
+                raise TypeError(f"step {name!r}: {fn!r} is asynchronous, use `await job.step_async(...)`")
+            known = self._store_step(name, result)
+        return cast("T", decoded(known))
+
+    async def step_async(self, name: str, fn: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As ``step``, with a coroutine function, for async actors; the event loop goes on meanwhile."""
+        known = await asyncio.to_thread(self._known_step, checked_name(name))
+        if known is None:
+            known = await asyncio.to_thread(self._store_step, name, await fn(*args, **kwargs))
+        return cast("T", decoded(known))
+
+    @abstractmethod
+    def _known_step(self, name: str) -> str | None:
+        """The stored result of a step as JSON text, or None."""
+
+    @abstractmethod
+    def _store_step(self, name: str, result: Any) -> str:
+        """Store a step's result; returns the JSON text that counts."""
+
     @abstractmethod
     def _report(self, percent: float, stage: str | None) -> None:
         """Take note of how far the job is."""
@@ -188,6 +247,8 @@ class ClaimedJobContext(Job):
             attempt=job.attempt,
             generation=job.generation,
             max_attempts=job.max_attempts,
+            **_origin(job.options),
+            batch_id=job.batch_id,
         )
         self._claim = claim
         self._broker = broker
@@ -199,6 +260,13 @@ class ClaimedJobContext(Job):
         self._reported_at = -math.inf
         self._pending: tuple[float, str | None] | None = None
         self._stage: str | None = None
+        self._steps = Steps(shared.database, claim, shared.max_result_bytes)
+
+    def _known_step(self, name: str) -> str | None:
+        return self._steps.known(name)
+
+    def _store_step(self, name: str, result: Any) -> str:
+        return self._steps.store(name, result)
 
     @property
     def cancelled(self) -> bool:
@@ -260,7 +328,7 @@ class ClaimedJobContext(Job):
         with self._lock:
             # The completion says 100 %.
             self._pending = None
-        if claim.ending is not None and claim.ending.children:
+        if claim.ending is not None and (claim.ending.children or claim.ending.upstream is not None):
             cast("WakesServices", self._broker).wake_services(0.0)
 
     def _follow(self, ending: Finish) -> None:
@@ -269,12 +337,18 @@ class ClaimedJobContext(Job):
     def _stored_result(self) -> str | None:
         if not option("store_results", self._message, self._broker.actors.get(self.actor), True):
             return None
-        redactor = self._claim.redactor
-        result = self._result if redactor is None else redactor.value(self._result)
-        return encode_result(result, self._shared.max_result_bytes)
+        return encode_result(self._claim.masked(self._result), self._shared.max_result_bytes)
 
     def _check_result(self, value: Any) -> None:
         encode_result(value, self._shared.max_result_bytes)
+
+
+def _origin(options: dict[str, Any] | None) -> dict[str, Any]:
+    """What a job's options say of the schedule that made it."""
+    if not options or "schedule" not in options:
+        return {}
+    tick_at = options.get("tick_at")
+    return {"schedule": options["schedule"], "tick_at": tick_at and datetime.fromisoformat(tick_at)}
 
 
 class RecordingJob(Job):
@@ -283,7 +357,14 @@ class RecordingJob(Job):
     #: What the test says.
     cancelled = False
 
-    def __init__(self, *, connection: Connection[Any] | None = None, cancelled: bool = False, **fields: Any) -> None:
+    def __init__(
+        self,
+        *,
+        connection: Connection[Any] | None = None,
+        cancelled: bool = False,
+        steps: dict[str, str] | None = None,
+        **fields: Any,
+    ) -> None:
         super().__init__(**fields)
         self.cancelled = cancelled
         self._connection = connection
@@ -293,6 +374,14 @@ class RecordingJob(Job):
         self.progress_calls: list[tuple[float, str | None]] = []
         #: Every line given to ``log``.
         self.log_lines: list[str] = []
+        #: What it remembers, as JSON texts by the steps' names.
+        self.steps: dict[str, str] = {} if steps is None else steps
+
+    def _known_step(self, name: str) -> str | None:
+        return self.steps.get(name)
+
+    def _store_step(self, name: str, result: Any) -> str:
+        return self.steps.setdefault(name, encode_result(result, sys.maxsize) or "null")
 
     def _report(self, percent: float, stage: str | None) -> None:
         self.progress_calls.append((percent, stage))
@@ -388,7 +477,7 @@ class CurrentJob(Middleware):
         self._local.tokens = None
         job = _current.get()
         if cast("Claim", message.claim).completion is Completion.COMMITTED:
-            _say_too_late(result, exception)
+            say_too_late(result, exception)
         try:
             if isinstance(job, ClaimedJobContext):
                 job.write_progress()
@@ -405,11 +494,3 @@ class CurrentJob(Middleware):
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         """Let the connections of transactions go."""
         self.transactions.close()
-
-
-def _say_too_late(result: Any, exception: BaseException | None) -> None:
-    if exception is not None:
-        error = f"{type(exception).__name__}: {exception}"
-        logger.error("raised after job.transaction() had completed the job, which stays completed", error=error)
-    elif result is not None:
-        logger.warning("a return value after job.transaction() is ignored, assign job.result inside the block")

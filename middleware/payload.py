@@ -2,7 +2,9 @@
 
 Effect: a ``send()`` with a missing, unknown or wrongly typed argument raises ``PayloadError`` naming actor and field, in the process
 that made the mistake, instead of failing on a worker later. Types are checked strictly, as JSON has them, and only where the
-annotation says something about JSON; values are passed on as they are. Actor options: none. Store: none.
+annotation says something about JSON; values are passed on as they are. A step that gets the result of another is complete only when it
+runs: there it is checked before the body, and one whose arguments do not fit, or could not be stored, is dead at once with the reason.
+Actor options: none. Message options: ``piped`` and ``refused``, of steps alone. Store: none.
 """
 
 from __future__ import annotations
@@ -13,11 +15,11 @@ import typing
 from typing import Any, Final
 
 import typing_extensions
-from dramatiq import Actor, Broker, Message, Middleware
+from dramatiq import Actor, Broker, Message, MessageProxy, Middleware
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from errors import PayloadError
+from errors import PayloadError, Permanent
 from ledger.sealed import is_sealed
 
 #: Types whose values travel as JSON unchanged; an annotation made of these alone is checked.
@@ -107,6 +109,11 @@ class _Signature:
         return PayloadError(self.actor_name, f"{name}.{path}" if path else name, message)
 
 
+def check_arguments(actor: Actor[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raises: PayloadError: the actor cannot be called with these."""
+    _Signature(actor).check(args, kwargs)
+
+
 def _path(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
     """The fields and positions of a location, without the branches of unions that pydantic puts among them: str, list[str]."""
     return tuple(part for part in location if isinstance(part, int) or (part.isidentifier() and part not in _BRANCHES))
@@ -139,6 +146,10 @@ def _is_json(annotation: Any) -> bool:
     return False
 
 
+class PayloadMisfit(PayloadError, Permanent):
+    """What a step was given does not fit it; running it again cannot help."""
+
+
 class CheckedPayload(Middleware):
     """Refuses what does not fit the actor."""
 
@@ -151,6 +162,21 @@ class CheckedPayload(Middleware):
 
     def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
         """Check the arguments. A message for an actor that this process does not know passes: its worker will check."""
+        if "piped" in message.options:
+            return
         signature = self._signatures.get(message.actor_name)
         if signature is not None:
             signature.check(message.args, message.kwargs)
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        """Check what a step was given while it waited. Raises: PayloadMisfit."""
+        options = message.options
+        if not options:
+            return
+        if "refused" in options:
+            raise PayloadMisfit(message.actor_name, "arguments", options["refused"])
+        if "piped" in options and (signature := self._signatures.get(message.actor_name)) is not None:
+            try:
+                signature.check(message.args, message.kwargs)
+            except PayloadError as error:
+                raise PayloadMisfit(error.actor, error.field, error.reason) from None

@@ -43,10 +43,8 @@ class Status(Middleware):
         started = claim.started if claim.started is not None else now
         if result is not None and not option("store_results", message, broker.actors.get(message.actor_name), True):
             result = None
-        if claim.redactor is not None:
-            result = claim.redactor.value(result)
         try:
-            encoded = encode_result(result, self._max_result_bytes)
+            encoded = encode_result(claim.masked(result), self._max_result_bytes)
         except ValueError as error:
             claim.ending = Finish(
                 id=claim.job.id,

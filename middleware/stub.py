@@ -1,8 +1,8 @@
 """BROKER=stub: actors in unit tests, without any server.
 
 Dramatiq's own StubBroker with Dramatiq's own middleware, which is fault-free in one process, and those of ours that need no ledger: the
-payload check, the tags, and ``current_job()``, whose progress and lines go nowhere. The option names are the same, and checked the same;
-keys make no two sends one, for there is no ledger to remember them.
+payload check, the tags, schedules (checked, and never due), and ``current_job()``, whose progress and lines go nowhere. The option names
+are the same, and checked the same; keys make no two sends one, for there is no ledger to remember them.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ import threading
 from typing import Any
 
 from dramatiq import Broker, MessageProxy, Middleware
-from dramatiq.middleware import AgeLimit, AsyncIO, Callbacks, Pipelines, Retries, ShutdownNotifications, TimeLimit
+from dramatiq.middleware import AgeLimit, AsyncIO, Callbacks, GroupCallbacks, Pipelines, Retries, ShutdownNotifications, TimeLimit
+from dramatiq.rate_limits.backends import StubBackend as StubBarriers
 from dramatiq.results import Results
 from dramatiq.results.backends import StubBackend
 
 from middleware.current_job import job_context
 from middleware.idempotency import Idempotency
 from middleware.payload import CheckedPayload
+from middleware.periodic import Periodic
 from middleware.secrets import Secrets
 from middleware.tags import Tags
 from middleware.unique import UniqueJobs
 from middleware.worker_lost import WorkerLost
-from settings import Settings
+from settings import Settings, load
 
 
 class StubCurrentJob(Middleware):
@@ -30,6 +32,8 @@ class StubCurrentJob(Middleware):
 
     def __init__(self) -> None:
         self._local = threading.local()
+        #: What jobs remember from one attempt to the next, by their ids.
+        self._steps: dict[str, dict[str, str]] = {}
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         """Enter the job's context on this thread."""
@@ -38,6 +42,7 @@ class StubCurrentJob(Middleware):
             actor=message.actor_name,
             queue=message.queue_name,
             attempt=message.options.get("retries", 0) + 1,
+            steps=self._steps.setdefault(message.message_id, {}),
         )
         self._local.context.__enter__()
 
@@ -46,24 +51,29 @@ class StubCurrentJob(Middleware):
     ) -> None:
         """Leave it."""
         self._local.context.__exit__(None, None, None)
+        if exception is None:
+            self._steps.pop(message.message_id, None)
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
         """Leave it."""
         self.after_process_message(broker, message)
 
 
-def stub_stack(settings: Settings) -> list[Middleware]:
-    """The middlewares of the stub broker."""
+def stub_stack(settings: Settings | None = None) -> list[Middleware]:
+    """The middlewares of the stub broker; without settings, with those of the environment."""
+    settings = settings or load()
     return [
         AgeLimit(),
         TimeLimit(),
         ShutdownNotifications(),
         Callbacks(),
         Pipelines(),
+        GroupCallbacks(StubBarriers()),
         Retries(),
         AsyncIO(),
         CheckedPayload(),
         Tags(),
+        Periodic(),
         WorkerLost(),
         Secrets(settings),
         Idempotency(settings),

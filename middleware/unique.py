@@ -54,6 +54,10 @@ class UniqueJobs(Middleware):
             signature = inspect.signature(inspect.unwrap(actor.fn))
             _check_actors_key(actor.actor_name, actor.options.get("unique_key"), signature)
             _check(actor.actor_name, actor.options)
+            if actor.options.get("periodic") is not None and actor.options.get("unique_mode") == "debounce":
+                raise OptionError(
+                    actor.actor_name, "unique_mode", "'debounce' is not for jobs that come by the clock; write skip"
+                )
             self._signatures[actor.actor_name] = signature
 
     def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
@@ -91,6 +95,9 @@ class UniqueJobs(Middleware):
         if "unique_key" in message.options:
             own: str | None = message.options["unique_key"]
             return own
+        if "piped" in message.options:
+            # What it will be called with is not known, or not known to fit, before it runs.
+            return None
         assert actor is not None
         assert signature is not None
         wanted = actor.options.get("unique_key")

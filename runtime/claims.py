@@ -95,6 +95,10 @@ class Claim:
         """A text without the job's secrets."""
         return text if self.redactor is None else self.redactor.text(text)
 
+    def masked(self, value: Any) -> Any:
+        """A value that will be stored, without the job's secrets."""
+        return value if self.redactor is None else self.redactor.value(value)
+
 
 class HeldClaims:
     """The three tables, the room, and the one place for a suspect.

@@ -22,6 +22,7 @@ from typing import Final, cast
 
 from errors import EnlistRefused
 from ledger import write
+from ledger.batches import Together
 from ledger.borrowed import Borrowed, LedgerOnly, borrow
 from ledger.records import Enqueued, NewJob
 from ledger.sql import SQL
@@ -39,7 +40,7 @@ class Enlistment:
         self.outer = outer
         self.open = True
 
-    def write(self, jobs: Sequence[NewJob], rings: Sequence[tuple[str, str]]) -> list[Enqueued]:
+    def write(self, jobs: Sequence[NewJob], rings: Sequence[tuple[str, str]], whole: Together | None = None) -> list[Enqueued]:
         """Write jobs, all or none, and the notifications (channel, payload) that wake somebody at the commit.
 
         Raises:
@@ -51,7 +52,7 @@ class Enlistment:
         if any(job.has_keys for job in jobs):
             self._check_keys(jobs)
         # It has what the write path uses of a connection: execute and transaction.
-        written = write.enqueue_many(cast("write.Conn", self._borrowed), jobs)
+        written = write.enqueue_many(cast("write.Conn", self._borrowed), jobs, whole)
         # With every send: a savepoint that is rolled back takes its notification along, so an earlier one proves nothing.
         for channel, payload in rings:
             self._borrowed.execute(SQL["ring_at_commit"], {"channel": channel, "payload": payload})

@@ -18,10 +18,10 @@ import psycopg
 from structlog.stdlib import get_logger
 
 from errors import LedgerUnavailable
-from ledger import write
+from ledger import batches, write
 from ledger.database import BoundedConnection, Database, is_outage
 from ledger.records import Finish
-from ledger.states import State
+from ledger.states import TERMINAL, State
 from runtime.claims import Claim, HeldClaims
 from runtime.counters import Counters
 from runtime.outage import Outage
@@ -130,13 +130,36 @@ class Flusher:
             # Only at the end of a shutdown: the rows stay running, and their leases bring them back.
             logger.error("results not written, their jobs will run again", jobs=len(batch))
             self._counters.add("results_given_up", len(batch))
+        else:
+            self._close_batches(batch)
         for claim, _ in batch:
             self._held.forget(claim)
         if len(self._held.settling) <= MAX_WAITING:
             self._below_limit.set()
-        waiting = [0.0 if finish.children else finish.delay for _, finish in batch if finish.children or finish.state in _WAITS]
+        waiting = [
+            0.0 if finish.children or finish.upstream else finish.delay
+            for _, finish in batch
+            if finish.children or finish.upstream or finish.state in _WAITS
+        ]
         if waiting:
             self._on_waiting(min(waiting))
+
+    def _close_batches(self, batch: list[tuple[Claim, Finish]]) -> None:
+        """Look at the batches (groups) that lost their last job here, or their first one dead; a keeper looks where this fails."""
+        ended = {claim.job.batch_id for claim, finish in batch if claim.job.batch_id is not None and finish.state in TERMINAL}
+        if not ended:
+            return
+        # A batch of which this process holds another job is not at its end.
+        settled = {claim for claim, _ in batch}
+        busy = {claim.job.batch_id for claim in self._held.all() if claim not in settled}
+        ended -= busy - {claim.job.batch_id for claim, finish in batch if finish.state is State.DEAD}
+        ids = [id_ for id_ in ended if id_ is not None]
+        try:
+            moved = bool(ids) and self._database.run(lambda connection: batches.close(connection, ids))
+            if moved:
+                self._on_waiting(0.0)
+        except (LedgerUnavailable, psycopg.Error) as error:
+            logger.warning("could not look whether batches have ended, a keeper will", batches=len(ids), error=str(error).strip())
 
     def _write(self, finishes: list[Finish]) -> None:
         """Write a batch, whatever it takes; see the module's docstring."""

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any, Final, Protocol
 
 from errors import OptionError
+from ledger.records import JobControl
 
 #: Dramatiq's own defaults: 20 retries, from 15 seconds up to 7 days apart; an actor may run for 10 minutes.
 DEFAULT_MAX_RETRIES: Final = 20
@@ -39,6 +40,16 @@ def max_attempts(message: HasOptions, actor: HasOptions | None) -> int | None:
     """How often a message may fail before it is dead: ``max_retries`` + 1; None without bound."""
     retries = option("max_retries", message, actor, DEFAULT_MAX_RETRIES)
     return None if retries is None else int(retries) + 1
+
+
+def control(message: HasOptions) -> JobControl | None:
+    """What a message's options say that most messages have nothing to say of; None: nothing."""
+    options = message.options
+    # Dramatiq's own name for the group that a message belongs to.
+    schedule, batch = options.get("schedule"), options.get("group_completion_uuid")
+    if schedule is None and batch is None:
+        return None
+    return JobControl(schedule=schedule, tick_at=options.get("tick_at"), batch_id=batch)
 
 
 def max_lost(message: HasOptions, actor: HasOptions | None) -> int | None:

@@ -186,7 +186,9 @@ def _time(job: Job) -> str:
     if job.state in ENDED and job.finished_at is not None:
         return f"{(job.finished_at - job.created_at).total_seconds():.2f} s"
     if job.state is State.RUNNING:
-        return f"runs {max(0.0, (now - (job.started_at or job.run_at)).total_seconds()):.1f} s"
+        return f"runs {max(0.0, (now - (job.started_at or job.run_at or now)).total_seconds()):.1f} s"
+    if job.run_at is None:
+        return f"waits for {job.wait_reason}"
     left = (job.run_at - now).total_seconds()
     return f"in {left:.1f} s" if left > 0 else f"waits {-left:.1f} s"
 

@@ -19,7 +19,7 @@ RETURNING id, message_id::text, queue, actor, payload, options, generation, atte
     (date_part('epoch', created_at) * 1000)::bigint AS created_ms,
     (date_part('epoch', clock_timestamp()) * 1000)::bigint AS claimed_ms, parent_id::text, tags,
     (date_part('epoch', expires_at) * 1000)::bigint AS expires_ms, max_lost,
-    (date_part('epoch', run_at) * 1000)::bigint AS due_ms;
+    (date_part('epoch', run_at) * 1000)::bigint AS due_ms, batch_id::text;
 
 -- name: claim_next
 -- The next rows of one queue of the Postgres broker, by priority, then age. One queue a time: over several, no index gives the
@@ -47,7 +47,7 @@ RETURNING j.id, message_id::text, queue, actor, payload, options, generation, at
     (date_part('epoch', created_at) * 1000)::bigint AS created_ms,
     (date_part('epoch', clock_timestamp()) * 1000)::bigint AS claimed_ms, parent_id::text, tags,
     (date_part('epoch', expires_at) * 1000)::bigint AS expires_ms, max_lost,
-    (date_part('epoch', run_at) * 1000)::bigint AS due_ms, priority;
+    (date_part('epoch', run_at) * 1000)::bigint AS due_ms, batch_id::text, priority;
 
 -- name: claimed_with_token
 -- A claim's reply was lost: what did it take?
@@ -55,7 +55,7 @@ SELECT id, message_id::text, queue, actor, payload, options, generation, attempt
     (date_part('epoch', created_at) * 1000)::bigint AS created_ms,
     (date_part('epoch', clock_timestamp()) * 1000)::bigint AS claimed_ms, parent_id::text, tags,
     (date_part('epoch', expires_at) * 1000)::bigint AS expires_ms, max_lost,
-    (date_part('epoch', run_at) * 1000)::bigint AS due_ms
+    (date_part('epoch', run_at) * 1000)::bigint AS due_ms, batch_id::text
 FROM switchyard.job
 WHERE worker = %(worker)s AND token = %(token)s AND state = 'running'
 ORDER BY priority, id;

@@ -19,13 +19,15 @@ WHERE name = %(name)s;
 -- name: prune
 -- One page of a walk over the jobs by id, oldest first: those of the page that ended too long ago go, at most a limit. Ids grow with the
 -- time of creation and nothing ends before it is created, so the walk is over where the page reaches jobs younger than the shortest time.
--- A replay between the look and the lock has another finished_at, or none.
+-- A replay between the look and the lock has another finished_at, or none. Workflows are kept while they go on: a dead step until nothing
+-- waits for it, and the jobs of a batch until the outermost one around it is over, successfully or for as long as dead letters are kept.
 WITH rule AS MATERIALIZED (
     SELECT *
     FROM unnest(%(states)s::text[], %(kinds)s::text[], %(names)s::text[], %(seconds)s::float8[]) AS u (state, kind, name, seconds)
 ),
 page AS MATERIALIZED (
-    SELECT id, state, queue, actor, created_at, finished_at FROM switchyard.job WHERE id > %(after)s ORDER BY id LIMIT %(page)s
+    SELECT id, message_id, batch_id, state, queue, actor, created_at, finished_at
+    FROM switchyard.job WHERE id > %(after)s ORDER BY id LIMIT %(page)s
 ),
 old AS MATERIALIZED (
     SELECT p.id, p.finished_at
@@ -35,6 +37,25 @@ old AS MATERIALIZED (
         (SELECT r.seconds FROM rule AS r WHERE r.state = p.state AND r.kind = 'queue' AND r.name = p.queue),
         (SELECT r.seconds FROM rule AS r WHERE r.state = p.state AND r.kind = 'all')
     ))
+        AND CASE
+            WHEN p.state IN ('dead', 'cancelled')
+                THEN NOT EXISTS (SELECT 1 FROM switchyard.job AS w WHERE w.upstream_id = p.message_id AND w.state = 'scheduled')
+            ELSE true
+        END
+        AND CASE
+            WHEN p.batch_id IS NOT NULL
+                THEN NOT EXISTS (
+                    SELECT 1
+                    FROM switchyard.batch AS b
+                    JOIN switchyard.batch AS o ON o.id = b.root_id
+                    WHERE b.id = p.batch_id AND o.succeeded_at IS NULL AND o.waits_for IS NULL AND (
+                        o.completed_at IS NULL
+                        OR o.completed_at >= coalesce(%(now)s, clock_timestamp())
+                            - make_interval(secs => (SELECT r.seconds FROM rule AS r WHERE r.state = 'dead' AND r.kind = 'all'))
+                    )
+                )
+            ELSE true
+        END
     ORDER BY p.id
     LIMIT %(limit)s
 ),
@@ -60,7 +81,8 @@ SELECT
 
 -- name: sample
 -- What is on its way through each queue that holds anything or that a living worker consumes: one row per queue and interval, whoever
--- writes it. An active row is running, or has a next_publish_at, or is pending in the Postgres broker, or parked: read.sql says why.
+-- writes it. An active row is running, or has a next_publish_at, or is pending in the Postgres broker, or parked, or waits without a time:
+-- read.sql says why.
 INSERT INTO switchyard.sample (at, queue, scheduled, pending, running, retrying, oldest_pending)
 SELECT
     to_timestamp(floor(extract(epoch FROM clock_timestamp()) / %(every)s) * %(every)s),
@@ -83,6 +105,8 @@ FROM (
     WHERE state = 'pending' AND broker = 'postgres' AND next_publish_at IS NULL AND wait_reason IS DISTINCT FROM 'paused'
     UNION ALL
     SELECT queue, state, run_at FROM switchyard.job WHERE state = 'pending' AND wait_reason = 'paused'
+    UNION ALL
+    SELECT queue, state, run_at FROM switchyard.job WHERE state = 'scheduled' AND next_publish_at IS NULL
 ) AS a
 FULL JOIN (
     SELECT DISTINCT unnest(queues) AS queue

@@ -31,10 +31,10 @@ VALUES (
 RETURNING id;
 
 -- name: enqueue_many
--- A thousand rows at a time for enqueue_many; ids that exist already return no row.
+-- A thousand rows at a time for enqueue_many, of no batch or all of the same; ids that exist already return no row.
 INSERT INTO switchyard.job (
     message_id, queue, actor, priority, payload, options, max_attempts, parent_id, tags, broker, max_age, max_lost,
-    state, run_at, next_publish_at, expires_at, publish_count
+    state, run_at, next_publish_at, expires_at, publish_count, batch_id
 )
 SELECT
     u.message_id, u.queue, u.actor, u.priority, u.payload::json, u.options::json, u.max_attempts, u.parent_id, u.tags::text[], u.broker,
@@ -46,7 +46,8 @@ SELECT
         ELSE clock_timestamp() + make_interval(secs => u.grace)
     END,
     clock_timestamp() + make_interval(secs => u.max_age / 1000),
-    CASE WHEN u.grace > 0 AND NOT u.delay > 0 THEN 1 ELSE 0 END
+    CASE WHEN u.grace > 0 AND NOT u.delay > 0 THEN 1 ELSE 0 END,
+    %(batch_id)s
 FROM unnest(
     %(message_ids)s::uuid[], %(queues)s::text[], %(actors)s::text[], %(priorities)s::int[], %(payloads)s::text[], %(options)s::text[],
     %(max_attempts)s::int[], %(parent_ids)s::uuid[], %(tags)s::text[], %(brokers)s::text[], %(delays)s::float8[], %(graces)s::float8[],
@@ -84,7 +85,8 @@ SELECT
         WHEN u.delay > 0 THEN clock_timestamp() + make_interval(secs => u.delay)
         ELSE clock_timestamp() + make_interval(secs => u.grace)
     END,
-    clock_timestamp() + make_interval(secs => u.max_age / 1000),
+    -- Of a step that waits for another it counts from that one's end.
+    CASE WHEN u.upstream_id IS NULL THEN clock_timestamp() + make_interval(secs => u.max_age / 1000) END,
     CASE WHEN u.grace > 0 AND NOT u.delay > 0 AND u.wait_reason IS NULL THEN 1 ELSE 0 END,
     u.wait_reason, CASE WHEN u.wait_reason IS NOT NULL THEN clock_timestamp() END,
     u.idempotency_key, u.unique_key, u.rate_key, u.rate_cost, u.concurrency_key, u.fair_key, u.fair_weight, u.batch_id, u.upstream_id,

@@ -58,8 +58,14 @@ WHERE j.id = ANY(ARRAY(SELECT id FROM due))
 RETURNING j.id, j.queue, j.actor, j.priority, j.broker, j.wait_reason IS NOT DISTINCT FROM 'paused' AS parked;
 
 -- name: next_due
--- When the relay has to wake up, in seconds from now; null when nothing waits.
-SELECT extract(epoch FROM min(next_publish_at) - clock_timestamp())::float8 AS seconds
+-- When the relay has to wake up, and when a schedule of these actors is due, in seconds from now; null when nothing is.
+SELECT
+    extract(epoch FROM min(next_publish_at) - clock_timestamp())::float8 AS seconds,
+    (
+        SELECT extract(epoch FROM min(due_at) - clock_timestamp())::float8
+        FROM switchyard.schedule
+        WHERE due_at IS NOT NULL AND actor = ANY(%(actors)s::text[])
+    ) AS tick
 FROM switchyard.job
 WHERE (state = 'pending' AND publish_count > 0 AND NOT suspect AND wait_reason IS NULL)::int = 0
     AND next_publish_at IS NOT NULL;
@@ -83,6 +89,7 @@ SELECT
     ) AS waiting,
     EXISTS (SELECT 1 FROM switchyard.pause) AS paused,
     EXISTS (SELECT 1 FROM switchyard.job WHERE state = 'pending' AND wait_reason = 'paused') AS parked,
+    EXISTS (SELECT 1 FROM switchyard.batch WHERE succeeded_at IS NULL AND waits_for IS NULL) AS batches,
     -- What the search for strays needs to know at every sweep.
     (SELECT coalesce(json_object_agg(queue, broker), '{}') FROM switchyard.route) AS routes;
 

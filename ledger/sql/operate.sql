@@ -17,10 +17,10 @@ SET state = 'cancelled', finished_at = clock_timestamp(), next_publish_at = NULL
 WHERE queue = ANY(%(queues)s::text[]) AND state IN ('scheduled', 'pending', 'retrying');
 
 -- name: active_count
--- Dramatiq's join: how much of a queue has not ended.
+-- Dramatiq's join: how much of a queue has not ended. A step that waits for another one is no part of it yet.
 SELECT count(*) AS active
 FROM switchyard.job
-WHERE queue = %(queue)s AND state IN ('scheduled', 'pending', 'retrying', 'running');
+WHERE queue = %(queue)s AND state IN ('scheduled', 'pending', 'retrying', 'running') AND wait_reason IS DISTINCT FROM 'upstream';
 
 -- name: result
 -- What get_result needs to know.

@@ -1,6 +1,7 @@
 -- What people look at. The completed jobs are the bulk of the table and have no index of their own, so nothing here may have to
 -- walk past them: whatever is active or ended badly is found by the partial indexes that the relay, the rescue and the claim use.
--- An active row is running, or has a next_publish_at, or is pending in the Postgres broker, or parked; the branches below are these.
+-- An active row is running, or has a next_publish_at, or is pending in the Postgres broker, or parked, or waits without a time of its own;
+-- the branches below are these.
 
 -- name: count_unfinished
 -- Exact counts of everything but the completed.
@@ -15,6 +16,8 @@ FROM (
     WHERE state = 'pending' AND broker = 'postgres' AND next_publish_at IS NULL AND wait_reason IS DISTINCT FROM 'paused'
     UNION ALL
     SELECT queue, actor, state FROM switchyard.job WHERE state = 'pending' AND wait_reason = 'paused'
+    UNION ALL
+    SELECT queue, actor, state FROM switchyard.job WHERE state = 'scheduled' AND next_publish_at IS NULL
     UNION ALL
     SELECT queue, actor, state FROM switchyard.job WHERE state IN ('dead', 'cancelled')
 ) AS unfinished
@@ -60,6 +63,8 @@ FROM (
     WHERE state = 'pending' AND broker = 'postgres' AND next_publish_at IS NULL AND wait_reason IS DISTINCT FROM 'paused'
     UNION ALL
     SELECT queue, state, run_at FROM switchyard.job WHERE state = 'pending' AND wait_reason = 'paused'
+    UNION ALL
+    SELECT queue, state, run_at FROM switchyard.job WHERE state = 'scheduled' AND next_publish_at IS NULL
 ) AS active
 GROUP BY queue
 ORDER BY queue;
@@ -67,9 +72,9 @@ ORDER BY queue;
 -- name: jobs
 -- Jobs as a reader sees them; the conditions are the caller's to add.
 SELECT id, message_id::text AS message_id, parent_id::text AS parent_id, actor, queue, priority, state, payload, tags,
-       attempt, max_attempts, failures, lost, generation, created_at, run_at, started_at, finished_at, progress, stage, result,
+       attempt, max_attempts, failures, lost, generation, created_at, nullif(run_at, 'infinity') AS run_at, started_at, finished_at, progress, stage, result,
        error_type, error, dead_reason, wait_reason, broker, worker, cancel_requested_at, idempotency_key, rate_key, concurrency_key,
-       batch_id::text AS batch_id, fingerprint, schedule, tick_at
+       batch_id::text AS batch_id, upstream_id::text AS upstream_id, fingerprint, schedule, tick_at
 FROM switchyard.job;
 
 -- name: job_states

@@ -144,6 +144,21 @@ def test_a_retry_that_comes_due_meanwhile_waits_too(system, key):
     assert runs[key] == 2
 
 
+def test_what_a_trigger_leads_to_is_parked_without_a_keeper(make_settings, key):
+    system = System(make_settings(lease=30.0, sweep=30.0), declare=control_jobs.declare)
+    system.start(threads=1)
+    system.ended(system.jobs.echo.send(f"{key} first"))
+    switchyard.pause(queue="default")
+
+    message = system.jobs.echo.send(key)
+
+    if system.broker.carriers[system.settings.broker]:
+        parked(system, message)
+    switchyard.resume(queue="default")
+    assert system.ended(message).state is State.COMPLETED
+    system.close()
+
+
 def test_what_is_parked_can_be_cancelled(system, key):
     switchyard.pause(queue="default")
     message = system.jobs.echo.send(key)

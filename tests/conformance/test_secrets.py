@@ -123,6 +123,25 @@ def test_callbacks_and_pipelines_carry_it_sealed(running, key, canary):
     assert canary not in stored(running)
 
 
+def test_a_workflow_carries_it_sealed_and_its_results_masked(running, key, canary):
+    steps = switchyard.pipeline(
+        [
+            running.jobs.tells.message(key, canary),
+            running.jobs.plain.message(key + "next"),
+            running.jobs.keeps.message_with_options(args=(key + "last", canary), pipe_ignore=True),
+        ]
+    ).run()
+    children = switchyard.group([running.jobs.keeps.message(key + "child", canary) for _ in range(2)])
+    children.run()
+
+    for message in (*steps.messages, *children.children):
+        assert running.ended(message).state is State.COMPLETED
+    assert running.job(steps.messages[1]).args == (key + "next", {"card": MASK, "text": f"<{MASK}>", "key": key})
+    assert jobs.seen[key + "last"] == [canary]
+    assert jobs.seen[key + "child"] == [canary] * 2
+    assert canary not in stored(running)
+
+
 def test_keys_work_on_secrets_and_show_none(running, key, canary):
     send = running.jobs.keeps.send_with_options
     first = send(args=(key, canary), idempotency_key=key)

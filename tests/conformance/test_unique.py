@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 import switchyard
-from errors import EnlistRefused, OptionError
+from errors import EnlistRefused, JobExists, OptionError
 from ledger.states import State
 from tests.conformance import jobs, key_jobs
 from tests.conformance.system import System
@@ -180,3 +180,25 @@ def test_a_debounced_send_cannot_be_part_of_a_transaction(running, key):
 def test_a_function_that_cannot_tell_refuses_the_send(running):
     with pytest.raises(OptionError, match=r"actor 'gated', option 'unique_key': .*returned no printable"):
         running.jobs.gated.send("a\nb", 1)
+
+
+# What a workflow is written from is Postgres' business alone.
+@pytest.mark.parametrize("broker_name", ["postgres"], indirect=True)
+def test_a_workflow_has_jobs_of_its_own_or_is_not_sent(running):
+    account = next(_accounts)
+    held = running.jobs.rebuild.send(account)
+    before = running.count()
+    parts = [running.jobs.rebuild.message(account), running.jobs.rebuild.message(next(_accounts))]
+
+    with pytest.raises(JobExists, match=f"{held.message_id}.*a workflow needs jobs of its own"):
+        switchyard.group(parts).run()
+    with pytest.raises(JobExists):
+        switchyard.pipeline(parts).run()
+    assert running.count() == before
+
+    # The first of the pipeline's steps has a key; the second has none, since it is yet to get a result.
+    assert switchyard.cancel(held.message_id)
+    fine = switchyard.pipeline([parts[0], running.jobs.rebuild.message(account)]).run()
+    assert running.job(fine.messages[0]).state is State.PENDING
+    assert running.job(fine.messages[1]).state is State.SCHEDULED
+    assert switchyard.cancel(fine.messages[0].message_id)

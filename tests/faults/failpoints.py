@@ -19,6 +19,7 @@ from typing import Any
 
 from psycopg.pq import TransactionStatus
 
+import ledger.schedules
 import ledger.write
 from brokers.postgres import PostgresTransport
 from brokers.rabbitmq import RabbitmqTransport
@@ -47,6 +48,9 @@ WORKING = (
     "release_on_sigterm",
 )
 
+#: Points in whoever makes the jobs of schedules.
+SCHEDULING = ("tick_commit",)
+
 #: The transports that carry triggers.
 CARRIERS: tuple[type[Transport], ...] = (RedisTransport, RabbitmqTransport)
 SENDERS: tuple[type[Transport], ...] = (PostgresTransport, RedisTransport, RabbitmqTransport)
@@ -63,7 +67,7 @@ class _Armed:
 
     def __init__(self, text: str, recorder: Recorder) -> None:
         name, action, *rest = text.split(":")
-        if name not in SENDING + WORKING:
+        if name not in SENDING + WORKING + SCHEDULING:
             raise ValueError(f"FAILPOINT: {name} is no failpoint")
         self.name = name
         self.action, _, argument = action.partition("=")
@@ -114,6 +118,7 @@ def install(recorder: Recorder) -> None:
             _wrap(transport, "sender", lambda make: _with_count(make, recorder))
     if "FAILPOINT" not in os.environ:
         return
+    _wrap(ledger.schedules, "pass_on", lambda pass_on: _after(pass_on, "tick_commit", always=True))
     _wrap(ledger.write, "enqueue", _around_insert)
     _wrap(ledger.write, "enqueue_many", _around_insert)
     _wrap(ledger.write, "relay_due", lambda relay_due: _after(relay_due, "relay_after_commit"))

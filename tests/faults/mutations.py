@@ -70,6 +70,12 @@ def _no_claim_guard() -> None:
     _edit("claim_by_id", "state = 'pending'", "state IN ('pending', 'running')")
 
 
+def _no_tick_key() -> None:
+    """Whoever looks at a schedule makes the job of its tick, whether somebody else did or does."""
+    _edit("due_schedules", "FOR UPDATE SKIP LOCKED", "")
+    _edit("take_tick", "DO NOTHING", "DO UPDATE SET message_id = excluded.message_id")
+
+
 @dataclass(frozen=True)
 class Mutation:
     """A guard, how to take it out, and where its absence shows."""
@@ -88,6 +94,7 @@ MUTATIONS: dict[str, Mutation] = {
     "rescue": Mutation(_no_rescue, "F1", "postgres", "still active"),
     "search": Mutation(_no_search, "F6", "redis", "still active"),
     "release": Mutation(_no_release, "F4", "postgres", "waited for a lease"),
+    "tick": Mutation(_no_tick_key, "F16", "postgres", "ticks have several jobs"),
     "claim": Mutation(_no_claim_guard, "F13", "redis", "while it ran"),
 }
 

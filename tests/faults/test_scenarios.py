@@ -42,6 +42,12 @@ def test_jobs_survive_two_versions_of_the_code_at_once(seed: Seed):
     assert result.verdict.violations == []
 
 
+def test_each_tick_of_a_schedule_has_its_job_once_whoever_dies_and_whatever_the_clock_does(seed: Seed):
+    result = seed("F16", "postgres")
+
+    assert result.verdict.violations == []
+
+
 def test_the_checker_notices_when_the_fence_is_gone(seed: Seed):
     result = seed("F5", "postgres", trials=2, env={"MUTATION": "fence"})
 

@@ -16,7 +16,7 @@ import pytest
 from psycopg import sql
 
 from keeper.retention import prune
-from ledger import control, read, routes, sent, write
+from ledger import batches, control, read, routes, sent, steps, write
 from ledger.database import Database
 from ledger.records import JobControl, SentKey
 from ledger.routes import Place
@@ -162,6 +162,14 @@ HOT: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
     "expire": (lambda c: c.execute(SQL["expire"], {"now": None, "limit": 100}), {"job_expiry"}),
     "mark_unknown": (lambda c: c.execute(SQL["mark_unknown"]), {"job_ready", "job_pkey"}),
     "forget_workers": (lambda c: c.execute(SQL["forget_workers"]), {"job_lease"}),
+    "feed_steps": (lambda c: batches.feed(c, [(token(), "1")]), {"job_upstream", "job_pkey", "batch_waiting"}),
+    "cancel_followers": (lambda c: batches.cancel_followers(c, [token()]), {"job_upstream", "job_pkey"}),
+    "wait_again": (lambda c: batches.wait_again(c, [token()]), {"job_message_id_key"}),
+    "look_at_batches": (lambda c: batches.close(c, [token()]), {"job_batch", "batch_pkey", "batch_nested"}),
+    "batches_to_check": (lambda c: batches.to_check(c, 0, 100), {"batch_open"}),
+    "prune_batches": (lambda c: batches.prune(c, keep=1.0, limit=100), {"job_batch", "job_upstream"}),
+    "job_steps": (lambda c: steps.remembered(c, 1), {"job_step_pkey"}),
+    "remember_step": (lambda c: steps.remember(c, 1, token(), "a", "1"), {"job_pkey"}),
 }
 
 
@@ -351,6 +359,17 @@ def test_large_ledgers_are_sampled_and_small_ones_counted(seeded_url, monkeypatc
     for state in State:
         if state is not State.COMPLETED:
             assert estimate.by_state()[state] == exact.by_state()[state] == 2 * A_FEW
+
+
+@pytest.mark.parametrize("name", ["feed_steps", "cancel_followers"])
+def test_the_flusher_finds_the_steps_it_feeds_by_what_they_wait_for(seeded_url, name):
+    call, indexes = HOT[name]
+    with Database(seeded_url).dedicated("plans", batches=True) as connection:
+        plan = plans_of(connection, call, generic=True)
+
+    assert "Seq Scan on job" not in plan, plan
+    assert all(f" {index} " in plan for index in indexes), plan
+    assert re.search(r"Index Cond: \(+upstream_id = ", plan), plan
 
 
 BATCHES: dict[str, Callable[[Any], Any]] = {

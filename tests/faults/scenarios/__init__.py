@@ -17,7 +17,19 @@ from tests.faults.rig import Rig
 from tests.faults.servers import Servers
 
 ALL = ("postgres", "redis", "rabbitmq")
-MODULES = ("backlog", "carriers", "clocks", "disk", "failpoints", "fleets", "ledger", "network", "poison", "processes")
+MODULES = (
+    "backlog",
+    "carriers",
+    "clocks",
+    "disk",
+    "failpoints",
+    "fleets",
+    "ledger",
+    "network",
+    "poison",
+    "processes",
+    "schedules",
+)
 
 
 @dataclass

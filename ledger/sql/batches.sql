@@ -1,0 +1,247 @@
+-- Workflows: steps that wait for a job or a batch, and batches that end when their jobs have.
+--
+--   a step waits      scheduled, wait_reason 'upstream', upstream_id the job or batch it waits for, no time of its own. upstream_id is set
+--                     for exactly as long as it was not given the result it waits for: a cancelled step keeps it, and a replay waits again
+--   a chain's front   of the jobs of a chain exactly one does not wait: those before it are completed, those behind it wait. So a batch
+--                     is at rest when none of its jobs is active but for those that wait for others
+--   a batch           waits (waits_for), is open, has a first dead job (died_at), is complete (all ended), has succeeded (all completed)
+--
+-- No statement writes a batch's row because one of its jobs has ended: jobs are counted when somebody asks (index job_batch).
+
+-- name: make_batches
+-- The batches of a workflow, in the transaction of its jobs. A repeated send finds its own.
+INSERT INTO switchyard.batch (
+    id, name, parent_id, root_id, sent_by, waits_for, followed, place, total, expected, on_complete, on_success, on_death
+)
+SELECT
+    u.id, u.name, u.parent_id, u.root_id, u.sent_by, u.waits_for, u.followed, u.place, u.total, u.expected, u.on_complete, u.on_success,
+    u.on_death
+FROM json_to_recordset(%(rows)s::json) AS u (
+    id uuid, name text, parent_id uuid, root_id uuid, sent_by uuid, waits_for uuid, followed boolean, place int, total int, expected int,
+    on_complete json, on_success json, on_death json
+)
+ON CONFLICT (id) DO NOTHING
+RETURNING id;
+
+-- name: feed_steps
+-- A job or a batch is completed: what waits for it gets its result as its last argument, as the very text that was stored (numbers and the
+-- order of keys included), and is due after its own delay; its max_age counts from now. In the transaction of that completion, so nothing
+-- can come between the two. A step that was cancelled meanwhile gets it too, and stays cancelled. Found by the array, as in finish.sql.
+WITH step AS MATERIALIZED (
+    SELECT
+        j.id, f.result, j.state = 'cancelled' AS cancelled, coalesce((j.options ->> 'delay')::float8, 0) / 1000 AS delay,
+        CASE
+            WHEN (j.options ->> 'piped')::boolean
+                THEN '{"args":' || CASE
+                    WHEN json_array_length(j.payload -> 'args') = 0 THEN '['
+                    ELSE left(rtrim((j.payload -> 'args')::text), -1) || ','
+                END || f.result || '],"kwargs":' || (j.payload -> 'kwargs')::text || '}'
+            ELSE j.payload::text
+        END AS payload
+    FROM switchyard.job AS j
+    JOIN unnest(%(upstreams)s::uuid[], %(results)s::text[]) AS f (upstream, result) ON j.upstream_id = f.upstream
+    WHERE j.upstream_id = ANY(%(upstreams)s::uuid[]) AND j.upstream_id IS NOT NULL AND CASE WHEN j.state IN ('scheduled', 'cancelled') THEN true END
+    ORDER BY j.id
+    FOR UPDATE OF j
+),
+fed AS MATERIALIZED (
+    SELECT
+        id, cancelled, delay,
+        CASE WHEN octet_length(payload) <= %(limit)s THEN payload END AS payload,
+        CASE
+            WHEN cancelled THEN 'cancelled'
+            WHEN octet_length(payload) > %(limit)s THEN 'dead'
+            WHEN delay > 0 THEN 'scheduled'
+            ELSE 'pending'
+        END AS state
+    FROM step
+)
+UPDATE switchyard.job AS j
+SET state = s.state, payload = coalesce(s.payload::json, j.payload), upstream_id = NULL, wait_reason = NULL, wait_since = NULL,
+    publish_count = 0,
+    run_at = CASE WHEN s.state IN ('cancelled', 'dead') THEN clock_timestamp() ELSE clock_timestamp() + make_interval(secs => s.delay) END,
+    next_publish_at = CASE WHEN s.state IN ('scheduled', 'pending') THEN clock_timestamp() + make_interval(secs => s.delay) END,
+    expires_at = CASE WHEN s.state IN ('scheduled', 'pending') THEN clock_timestamp() + make_interval(secs => j.max_age / 1000) END,
+    finished_at = CASE WHEN s.state = 'dead' THEN clock_timestamp() ELSE j.finished_at END,
+    dead_reason = CASE WHEN s.state = 'dead' THEN 'permanent' END,
+    error_type = CASE WHEN s.state = 'dead' THEN 'PayloadError' ELSE j.error_type END,
+    error = CASE
+        WHEN s.state = 'dead' THEN 'with the result it waited for, its arguments take more than ' || %(limit)s || ' bytes of JSON'
+        ELSE j.error
+    END
+FROM fed AS s
+WHERE j.id = ANY(ARRAY(SELECT id FROM fed)) AND j.id = s.id
+RETURNING j.id, j.state;
+
+-- name: begin_batches
+-- Batches that waited for it begin: their jobs were fed by the statement before.
+UPDATE switchyard.batch SET waits_for = NULL WHERE waits_for = ANY(%(upstreams)s::uuid[]) RETURNING id::text;
+
+-- name: cancel_followers
+-- Everything that waits for these jobs or batches, and for that, and so on, is cancelled with them.
+WITH RECURSIVE awaited (id) AS (
+    SELECT unnest(%(upstreams)s::uuid[])
+    UNION
+    SELECT behind.id
+    FROM awaited AS a
+    CROSS JOIN LATERAL (
+        SELECT j.message_id AS id FROM switchyard.job AS j WHERE j.upstream_id = a.id
+        UNION ALL
+        SELECT b.id FROM switchyard.batch AS b WHERE b.waits_for = a.id
+    ) AS behind
+),
+waiting AS MATERIALIZED (
+    SELECT j.id
+    FROM switchyard.job AS j
+    WHERE j.upstream_id = ANY(ARRAY(SELECT id FROM awaited)) AND j.state = 'scheduled'
+    ORDER BY j.id
+    FOR UPDATE
+)
+UPDATE switchyard.job AS j
+SET state = 'cancelled', finished_at = clock_timestamp(), wait_reason = NULL, wait_since = NULL
+WHERE j.id = ANY(ARRAY(SELECT id FROM waiting))
+RETURNING j.id;
+
+-- name: wait_again
+-- Replayed steps that were never given the result they wait for wait for it again, in the transaction of the replay.
+UPDATE switchyard.job
+SET state = 'scheduled', run_at = 'infinity', next_publish_at = NULL, expires_at = NULL, wait_reason = 'upstream',
+    wait_since = clock_timestamp()
+WHERE message_id = ANY(%(message_ids)s::uuid[]) AND state = 'pending' AND CASE WHEN upstream_id IS NOT NULL THEN true END
+RETURNING id;
+
+-- name: look_at_batches
+-- Which of these batches have news: the first dead job, all ended, all completed. A few index probes each while a batch is at work; its
+-- jobs are counted only once none of them is. Nested batches count as the jobs they stand for. A stock group may lack children that
+-- were never sent, or never will be; after an hour nobody waits for them any more.
+WITH looked AS MATERIALIZED (
+    SELECT
+        b.id, b.died_at, b.completed_at, b.total, b.expected, b.created_at,
+        EXISTS (SELECT 1 FROM switchyard.job AS j WHERE j.batch_id = b.id AND j.state = 'dead')
+        OR EXISTS (
+            SELECT 1 FROM switchyard.batch AS c WHERE c.parent_id = b.id AND c.died_at IS NOT NULL AND c.succeeded_at IS NULL
+        ) AS dead,
+        EXISTS (SELECT 1 FROM switchyard.job AS j WHERE j.batch_id = b.id AND j.state = 'running')
+        OR EXISTS (SELECT 1 FROM switchyard.job AS j WHERE j.batch_id = b.id AND j.state = 'pending')
+        OR EXISTS (SELECT 1 FROM switchyard.job AS j WHERE j.batch_id = b.id AND j.state = 'retrying')
+        OR EXISTS (
+            SELECT 1
+            FROM switchyard.job AS j
+            WHERE j.batch_id = b.id AND j.state = 'scheduled' AND j.wait_reason IS DISTINCT FROM 'upstream'
+        )
+        OR EXISTS (
+            SELECT 1 FROM switchyard.batch AS c WHERE c.parent_id = b.id AND c.completed_at IS NULL AND c.waits_for IS NULL
+        ) AS active,
+        EXISTS (SELECT 1 FROM switchyard.batch AS c WHERE c.parent_id = b.id AND c.succeeded_at IS NULL) AS nested
+    FROM switchyard.batch AS b
+    WHERE b.id = ANY(%(ids)s::uuid[]) AND CASE WHEN b.succeeded_at IS NULL AND b.waits_for IS NULL THEN true END
+),
+counted AS MATERIALIZED (
+    SELECT
+        l.*,
+        NOT l.active AND (
+            l.expected IS NULL
+            OR l.created_at < coalesce(%(now)s, clock_timestamp()) - interval '1 hour'
+            OR l.expected <= (SELECT count(*) FROM switchyard.job AS j WHERE j.batch_id = l.id)
+        ) AS ended,
+        NOT l.active AND NOT l.dead AND NOT l.nested
+        AND greatest(l.total, l.expected) <= (
+            SELECT count(*) FROM switchyard.job AS j WHERE j.batch_id = l.id AND j.state = 'completed'
+        ) AS succeeded
+    FROM looked AS l
+)
+SELECT id::text, dead AND died_at IS NULL AS died, ended AND completed_at IS NULL AS completed, succeeded
+FROM counted
+WHERE (dead AND died_at IS NULL) OR (ended AND completed_at IS NULL) OR succeeded
+ORDER BY id;
+
+-- name: lock_batches
+-- Whoever ends batches, or adds to one, holds their rows first, in the order of their ids; then it looks.
+SELECT id FROM switchyard.batch WHERE id = ANY(%(ids)s::uuid[]) ORDER BY id FOR UPDATE;
+
+-- name: mark_batches
+-- What was found under the lock, each for the first and only time, with what is to be sent for it.
+UPDATE switchyard.batch AS b
+SET died_at = CASE WHEN u.died THEN clock_timestamp() ELSE b.died_at END,
+    completed_at = CASE WHEN u.completed OR u.succeeded THEN coalesce(b.completed_at, clock_timestamp()) ELSE b.completed_at END,
+    succeeded_at = CASE WHEN u.succeeded THEN clock_timestamp() END
+FROM unnest(%(ids)s::uuid[], %(died)s::boolean[], %(completed)s::boolean[], %(succeeded)s::boolean[])
+    AS u (id, died, completed, succeeded)
+WHERE b.id = u.id AND b.succeeded_at IS NULL
+RETURNING
+    b.id::text, b.parent_id::text, b.followed,
+    CASE WHEN u.died THEN b.on_death::text END,
+    CASE WHEN u.completed THEN b.on_complete::text END,
+    CASE WHEN u.succeeded THEN b.on_success::text END,
+    u.succeeded;
+
+-- name: batch_results
+-- What the jobs of a batch returned, in the order sent; of a chain, its last step alone.
+SELECT coalesce(result::text, 'null')
+FROM switchyard.job
+WHERE batch_id = %(id)s AND NOT coalesce((options ->> 'followed')::boolean, false)
+ORDER BY id;
+
+-- name: nested_batches
+-- The batches within a batch whose results are part of its own, each with the number of the jobs before it.
+SELECT id::text, place FROM switchyard.batch WHERE parent_id = %(id)s AND NOT followed ORDER BY place, number;
+
+-- name: open_batch
+-- Hold a batch that still takes jobs; no row: there is none of that id. Null: it takes no more.
+SELECT CASE WHEN completed_at IS NULL THEN root_id::text END FROM switchyard.batch WHERE id = %(id)s FOR UPDATE;
+
+-- name: grow_batch
+-- Jobs were added to it.
+UPDATE switchyard.batch SET total = total + %(count)s WHERE id = %(id)s RETURNING total;
+
+-- name: set_callbacks
+-- What to send when a stock group is complete; its children bring it along.
+UPDATE switchyard.batch SET on_complete = %(rows)s::json WHERE id = %(id)s AND on_complete IS NULL RETURNING id;
+
+-- name: batches_to_check
+-- A page of the batches that may have news which nobody saw, by number.
+SELECT number, id::text
+FROM switchyard.batch
+WHERE succeeded_at IS NULL AND waits_for IS NULL AND number > %(after)s
+ORDER BY number
+LIMIT %(limit)s;
+
+-- name: prune_batches
+-- Batches over for so long that their jobs have been removed, and those that never began.
+DELETE FROM switchyard.batch AS b
+WHERE b.id IN (
+    SELECT o.id
+    FROM switchyard.batch AS o
+    WHERE o.number > %(after)s
+        AND CASE WHEN o.waits_for IS NULL THEN o.completed_at ELSE o.created_at END < coalesce(%(now)s, clock_timestamp()) - make_interval(secs => %(keep)s)
+        AND NOT EXISTS (SELECT 1 FROM switchyard.job AS j WHERE j.batch_id = o.id)
+        AND NOT EXISTS (SELECT 1 FROM switchyard.batch AS c WHERE c.parent_id = o.id)
+        AND NOT EXISTS (SELECT 1 FROM switchyard.job AS j WHERE j.upstream_id = o.id)
+    ORDER BY o.number
+    LIMIT %(limit)s
+    FOR UPDATE SKIP LOCKED
+)
+RETURNING b.id;
+
+-- name: batches
+-- Batches as a reader sees them, without their counts; the conditions are the caller's to add.
+SELECT
+    b.id::text AS id, b.number, b.name, b.parent_id::text AS parent_id, b.sent_by::text AS sent_by, b.waits_for::text AS waits_for, b.total,
+    b.expected, b.created_at, b.died_at, b.completed_at, b.succeeded_at, b.on_complete, b.on_success, b.on_death
+FROM switchyard.batch AS b;
+
+-- name: batch_states
+-- How many jobs each of these batches has in each state.
+SELECT batch_id::text, state, count(*)
+FROM switchyard.job
+WHERE batch_id = ANY(%(ids)s::uuid[])
+GROUP BY batch_id, state;
+
+-- name: batch_tree
+-- A batch and all within it.
+WITH RECURSIVE tree (id) AS (
+    SELECT id FROM switchyard.batch WHERE id = %(id)s
+    UNION ALL
+    SELECT c.id FROM tree AS t JOIN switchyard.batch AS c ON c.parent_id = t.id
+)
+SELECT id::text FROM tree;

@@ -1,0 +1,479 @@
+"""Schedules in the ledger: what fleets declare, what a tick makes, and that it makes it once, whoever is at it and whatever happens."""
+
+from __future__ import annotations
+
+import threading
+from datetime import UTC, datetime, timedelta
+from time import monotonic
+from types import SimpleNamespace
+
+import dramatiq
+import psycopg
+import pytest
+
+import switchyard
+from control.schedules import cron
+from errors import LedgerUnavailable
+from keeper import schedule as duty
+from keeper.duty import Keeping
+from ledger import schedules, write
+from ledger.sql import SQL
+from tests.conformance.system import System
+from tests.keeper.conftest import Broker, Node
+from tests.ledger.blocking import Meanwhile, wait_for_lock
+from tests.ledger.test_plans import generic_plan
+from tests.rig.waiting import wait_until
+
+HOUR = timedelta(hours=1)
+LEASE = 30.0
+
+
+def declare_actors(broker):
+    actors = SimpleNamespace()
+
+    @dramatiq.actor(broker=broker)
+    def work(value=None):
+        return value
+
+    @dramatiq.actor(broker=broker, periodic=cron("0 8 * * *", "Europe/Berlin", "last", args=["morning"], jitter=60))
+    def digest(what):
+        return what
+
+    actors.work, actors.digest = work, digest
+    return actors
+
+
+@pytest.fixture
+def system(settings):
+    """A system whose worker is not started: tests take the keeper's turns themselves."""
+    system = System(settings, declare_actors)
+    yield system
+    system.close()
+
+
+@pytest.fixture
+def keeper(system):
+    """A keeper's connection."""
+    with system.database.dedicated("keeper") as connection:
+        yield connection
+
+
+@pytest.fixture
+def hourly(system):
+    """A schedule of every hour that makes up for everything, and its first tick."""
+    return switchyard.create_schedule("hourly", "work", "0 * * * *", catch_up="all").next_tick_at
+
+
+def jobs(system, name="hourly"):
+    return [row[0] for row in system.rows("SELECT tick_at FROM switchyard.job WHERE schedule = %s ORDER BY 1", name)]
+
+
+def stored(name):
+    return switchyard.get_schedule(name)
+
+
+# Ticks.
+
+
+def test_a_tick_makes_its_job_with_the_actor_s_options_and_the_schedule_goes_on(system, keeper, hourly):
+    switchyard.update_schedule("hourly", args=[1], queue="other", options={"priority": 5, "tags": ["x"], "max_retries": 1})
+
+    assert duty.tick(keeper, system.broker, hourly - timedelta(seconds=1)) == (0, False)
+    assert duty.tick(keeper, system.broker, hourly) == (1, False)
+    assert duty.tick(keeper, system.broker, hourly) == (0, False)
+
+    (job,) = switchyard.list_jobs(actor="work").jobs
+    assert (job.args, job.queue, job.priority, job.tags, job.max_attempts) == ((1,), "other", 5, ("x",), 2)
+    assert (job.schedule, job.tick_at, job.state) == ("hourly", hourly, "pending")
+    after = stored("hourly")
+    assert (after.last_tick_at, after.next_tick_at, after.due_at) == (hourly, hourly + HOUR, hourly + HOUR)
+    (tick,) = switchyard.schedule_ticks("hourly")
+    assert (tick.tick_at, tick.job_id, tick.error, tick.state) == (hourly, job.id, None, "pending")
+
+
+def test_the_job_is_due_at_once_and_the_relay_is_told_at_the_commit(system, keeper, hourly, database_url):
+    with psycopg.connect(database_url, autocommit=True) as listener:
+        listener.execute("LISTEN switchyard_ready")
+        listener.execute("LISTEN switchyard_due")
+        duty.tick(keeper, system.broker, hourly)
+        heard = list(listener.notifies(timeout=5, stop_after=1))
+
+    assert heard
+
+
+def test_a_keeper_leaves_schedules_of_actors_that_it_does_not_know(system, keeper, hourly):
+    stranger = SimpleNamespace(actors={"other": None})
+
+    assert duty.tick(keeper, stranger, hourly) == (0, False)
+    assert schedules.until_next_tick(keeper, ["other"]) is None
+    assert schedules.until_next_tick(keeper, ["work"]) > 0
+    assert duty.tick(keeper, system.broker, hourly) == (1, False)
+
+
+def test_a_tick_whose_job_is_gone_is_not_made_again(system, keeper, hourly):
+    duty.tick(keeper, system.broker, hourly)
+    with keeper.transaction():
+        keeper.execute("SET LOCAL session_replication_role = replica")
+        keeper.execute("DELETE FROM switchyard.job")
+    # Somebody, or a clock that was set back, has the schedule come to the same tick once more.
+    keeper.execute("UPDATE switchyard.schedule SET next_tick_at = %s, due_at = %s", [hourly, hourly])
+
+    assert duty.tick(keeper, system.broker, hourly) == (0, False)
+    assert jobs(system) == []
+    assert stored("hourly").next_tick_at == hourly + HOUR
+
+
+def test_what_dies_before_the_commit_has_made_nothing(system, hourly):
+    class Died(BaseException):
+        pass
+
+    dying = system.database.dedicated("keeper")
+
+    def die(connection, passed):
+        raise Died
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(schedules, "pass_on", die)
+        with pytest.raises(Died):
+            duty.tick(dying, system.broker, hourly)
+    assert jobs(system) == []
+
+    assert duty.tick(dying, system.broker, hourly) == (1, False)
+    dying.close()
+    assert jobs(system) == [hourly]
+
+
+def test_a_job_that_cannot_be_made_is_on_record_and_holds_up_nobody(system, keeper, hourly, monkeypatch):
+    switchyard.create_schedule("fine", "digest", "0 * * * *", ["x"])
+    # Its code has changed since: it takes an argument now.
+    keeper.execute("""UPDATE switchyard.schedule SET payload = '{"args": [1, 2, 3], "kwargs": {}}' WHERE name = 'hourly'""")
+
+    assert duty.tick(keeper, system.broker, hourly) == (1, False)
+
+    assert "PayloadError" in stored("hourly").error
+    assert stored("hourly").next_tick_at == hourly + HOUR
+    (tick,) = switchyard.schedule_ticks("hourly")
+    assert (tick.job_id, "too many positional arguments" in tick.error) == (None, True)
+    assert jobs(system, "fine") == [hourly]
+    assert switchyard.update_schedule("hourly", args=[]).error is None
+
+
+def test_an_actor_s_own_code_that_raises_holds_up_nobody(system, keeper, hourly, monkeypatch):
+    def broken(message):
+        raise ZeroDivisionError("user code")
+
+    monkeypatch.setattr(system.broker, "enqueue", broken)
+
+    assert duty.tick(keeper, system.broker, hourly) == (0, False)
+    assert "ZeroDivisionError: user code" in stored("hourly").error
+    assert stored("hourly").next_tick_at == hourly + HOUR
+
+
+def test_without_postgres_the_whole_turn_is_another_keeper_s(system, keeper, hourly, monkeypatch):
+    def away(message):
+        raise LedgerUnavailable("gone")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(system.broker, "enqueue", away)
+        with pytest.raises(LedgerUnavailable):
+            duty.tick(keeper, system.broker, hourly)
+
+    assert duty.tick(keeper, system.broker, hourly) == (1, False)
+
+
+def test_a_schedule_that_cannot_be_read_here_is_put_off_and_the_others_go_on(system, keeper, hourly):
+    switchyard.create_schedule("fine", "work", "0 * * * *")
+    keeper.execute("UPDATE switchyard.schedule SET timezone = 'Mars/Olympus' WHERE name = 'hourly'")
+
+    assert duty.tick(keeper, system.broker, hourly) == (1, False)
+
+    assert "no time zone" in stored("hourly").error
+    assert stored("hourly").due_at == hourly + timedelta(seconds=duty.PUT_OFF)
+    assert jobs(system, "fine") == [hourly]
+
+
+def test_a_long_list_is_made_up_for_in_turns(system, keeper, monkeypatch):
+    minutely = switchyard.create_schedule("minutely", "work", "* * * * *", catch_up="all").next_tick_at
+    now = minutely + timedelta(minutes=249, seconds=59)
+
+    turns = []
+    while not turns or turns[-1][1]:
+        turns.append(duty.tick(keeper, system.broker, now))
+
+    assert turns == [(100, True), (100, True), (50, False)]
+    assert jobs(system, "minutely") == [minutely + timedelta(minutes=n) for n in range(250)]
+
+
+def test_a_clock_that_is_set_back_and_forth_makes_each_tick_once(system, keeper, hourly):
+    for hours in (0, 1, -5, 0.5, 2, 0, 3, -24, 3, 4):
+        duty.tick(keeper, system.broker, hourly + hours * HOUR)
+
+    assert jobs(system) == [hourly + n * HOUR for n in range(5)]
+
+
+def test_many_schedules_at_once_are_shared_among_turns(system, keeper):
+    for number in range(duty.CHUNK + 5):
+        at = switchyard.create_schedule(f"s{number}", "work", "0 * * * *").next_tick_at
+
+    assert duty.tick(keeper, system.broker, at) == (duty.CHUNK, True)
+    assert duty.tick(keeper, system.broker, at) == (5, False)
+
+
+# Two at a time.
+
+
+def test_two_keepers_pass_each_other_by(system, keeper, hourly):
+    with system.database.dedicated("other") as other:
+        with other.transaction():
+            assert len(schedules.due(other, ["work"], 5, hourly)) == 1
+            assert duty.tick(keeper, system.broker, hourly) == (0, False)
+        assert duty.tick(keeper, system.broker, hourly) == (1, False)
+
+
+@pytest.mark.parametrize("first_commits", [True, False])
+def test_a_tick_that_another_is_about_to_commit_is_waited_for_and_then_made_once(system, keeper, hourly, first_commits):
+    with system.database.dedicated("other") as other:
+        message = system.jobs.work.message_with_options(schedule="hourly", tick_at=hourly.isoformat())
+
+        class Undone(Exception):
+            pass
+
+        try:
+            with other.transaction():
+                # What a periodiq beside us does.
+                assert schedules.take_tick(other, "hourly", hourly, message.message_id)
+                meanwhile = Meanwhile(lambda: duty.tick(keeper, system.broker, hourly))
+                wait_for_lock(other, keeper.info.backend_pid)
+                write.enqueue_many(other, [system.broker.new_job(message)])
+                if not first_commits:
+                    raise Undone
+        except Undone:
+            pass
+        made, _ = meanwhile.result()
+
+    assert made == (0 if first_commits else 1)
+    assert jobs(system) == [hourly]
+    (tick,) = switchyard.schedule_ticks("hourly")
+    assert (tick.job_id == message.message_id) is first_commits
+
+
+def test_many_keepers_at_once_make_each_tick_once(system):
+    for number in range(8):
+        switchyard.create_schedule(f"s{number}", "work", "* * * * *", catch_up="all")
+    start = threading.Barrier(4)
+    now = stored("s7").next_tick_at + timedelta(minutes=20)
+
+    def keep():
+        with system.database.dedicated("keeper") as connection:
+            start.wait(30)
+            for _ in range(30):
+                duty.tick(connection, system.broker, now)
+
+    keepers = [Meanwhile(keep) for _ in range(4)]
+    for meanwhile in keepers:
+        meanwhile.result(60)
+
+    rows = system.rows("SELECT schedule, count(*), count(DISTINCT tick_at) FROM switchyard.job GROUP BY 1")
+    assert len(rows) == 8
+    assert all(count == distinct >= 20 for _, count, distinct in rows)
+
+
+def test_a_pause_meets_a_tick_and_whoever_is_second_counts(system, keeper, hourly):
+    with system.database.dedicated("other") as other, keeper.transaction():
+        assert schedules.due(keeper, ["work"], 5, hourly)
+        meanwhile = Meanwhile(lambda: schedules.pause(other, "hourly"))
+        wait_for_lock(keeper, other.info.backend_pid)
+        schedules.pass_on(keeper, [schedules.Passed("hourly", hourly, hourly + HOUR, hourly + HOUR, None)])
+    assert meanwhile.result()
+
+    assert stored("hourly").paused_at is not None
+    assert stored("hourly").due_at is None
+    assert duty.tick(keeper, system.broker, hourly + 2 * HOUR) == (0, False)
+
+
+# What is declared.
+
+
+def definition(expression="0 8 * * *", **fields):
+    timing = cron(expression, **fields)
+    actor = SimpleNamespace(options={"periodic": timing})
+    return duty.definitions_of({"work": actor})
+
+
+def say(ledger, now, *, entering=False, settled=False, **fields):
+    """One fleet's process declares, and has the schedules follow."""
+    schedules.declare(ledger, definition(**fields), LEASE, entering=entering, now=now)
+    return duty.settle(ledger, settled=settled, now=now)
+
+
+@pytest.fixture
+def now(ledger):
+    return ledger.execute("SELECT clock_timestamp()").fetchone()[0]
+
+
+def timing_in(ledger):
+    return ledger.execute("SELECT expression, timezone, retired_at IS NULL FROM switchyard.schedule").fetchone()
+
+
+def test_a_worker_declares_its_schedules_at_its_start(system, keeper):
+    keeping = Keeping(Node(system.settings, system.database), system.broker)
+
+    duty.declare(keeper, keeping)
+    again = duty.declare(keeper, keeping)
+
+    found = stored("digest")
+    assert (found.source, found.actor, found.expression, found.timezone) == ("declared", "digest", "0 8 * * *", "Europe/Berlin")
+    assert (found.args, found.catch_up, found.jitter, found.version) == (("morning",), "last", 60, 1)
+    assert found.next_tick_at > found.created_at
+    assert found.next_tick_at <= found.due_at < found.next_tick_at + timedelta(seconds=60)
+    assert [schedule.name for schedule in switchyard.schedules()] == ["digest"]
+    assert again is None
+
+
+def test_of_two_fleets_the_one_that_entered_last_counts_and_they_do_not_take_turns(ledger, now):
+    assert say(ledger, now, entering=True) == (["work"], [])
+    second = timedelta(seconds=1)
+    assert say(ledger, now + second, entering=True, expression="0 9 * * *") == (["work"], [])
+
+    # Both go on saying what they say, in any order; an old process that comes to join the old fleet changes nothing either.
+    for n in range(2, 20):
+        old = n % 2 == 0
+        told = say(ledger, now + 5 * n * second, settled=True, entering=n == 8, expression="0 8 * * *" if old else "0 9 * * *")
+        assert told == ([], [])
+
+    assert timing_in(ledger)[0] == "0 9 * * *"
+
+
+def test_a_new_version_that_is_taken_back_makes_the_old_one_count_again(ledger, now):
+    say(ledger, now, entering=True)
+    say(ledger, now + timedelta(seconds=1), entering=True, expression="0 9 * * *")
+    later = now + timedelta(seconds=2 * LEASE)
+
+    # Whoever has only just reconnected does not decide that nobody declares the new one any more.
+    assert say(ledger, later) == ([], [])
+    assert timing_in(ledger)[0] == "0 9 * * *"
+    assert say(ledger, later, settled=True) == (["work"], [])
+    assert timing_in(ledger)[0] == "0 8 * * *"
+
+
+def test_other_times_begin_from_now_and_other_arguments_leave_the_times_as_they_are(ledger, now):
+    say(ledger, now, entering=True)
+    overdue = now - 2 * HOUR
+    ledger.execute("UPDATE switchyard.schedule SET next_tick_at = %s, due_at = %s", [overdue, overdue])
+
+    say(ledger, now, entering=True, args=[5])
+    kept = ledger.execute("SELECT next_tick_at, version FROM switchyard.schedule").fetchone()
+    say(ledger, now + timedelta(seconds=1), entering=True, timezone="Asia/Tokyo")
+    begun = ledger.execute("SELECT next_tick_at, version FROM switchyard.schedule").fetchone()
+
+    assert kept == (overdue, 2)
+    assert begun[0] > now
+    assert begun[0].astimezone(UTC).hour == 23
+    assert begun[1] == 3
+
+
+def test_what_nobody_declares_any_more_retires_and_goes_on_where_it_was_when_it_is_declared_again(ledger, now):
+    say(ledger, now, entering=True)
+    next_tick = ledger.execute("SELECT next_tick_at FROM switchyard.schedule").fetchone()[0]
+
+    assert schedules.retire(ledger, now + timedelta(seconds=LEASE - 1)) == []
+    assert schedules.retire(ledger, now + timedelta(seconds=LEASE + 1)) == ["work"]
+    assert timing_in(ledger)[2] is False
+    assert schedules.until_next_tick(ledger, ["work"]) is None
+
+    # The fleet was away for days: what it missed is its catch-up policy's.
+    assert say(ledger, now + timedelta(days=3), entering=True) == (["work"], [])
+    assert ledger.execute("SELECT next_tick_at, due_at, retired_at FROM switchyard.schedule").fetchone() == (
+        next_tick,
+        next_tick,
+        None,
+    )
+
+
+def test_a_pause_outlives_restarts_and_deployments(ledger, now):
+    say(ledger, now, entering=True)
+    schedules.pause(ledger, "work")
+
+    say(ledger, now + timedelta(seconds=1), entering=True, expression="0 9 * * *")
+    schedules.retire(ledger, now + timedelta(days=1))
+    say(ledger, now + timedelta(days=1), entering=True, expression="0 9 * * *")
+
+    assert ledger.execute("SELECT expression, due_at, paused_at IS NULL FROM switchyard.schedule").fetchone() == (
+        "0 9 * * *",
+        None,
+        False,
+    )
+
+
+def test_a_schedule_that_somebody_created_is_not_taken_over_by_an_actor_of_its_name(system, keeper, caplog):
+    switchyard.create_schedule("digest", "work", "0 1 * * *")
+    keeping = Keeping(Node(system.settings, system.database), system.broker)
+
+    for _ in range(3):
+        duty.declare(keeper, keeping)
+
+    assert (stored("digest").source, stored("digest").expression) == ("created", "0 1 * * *")
+    assert keeping.memory["schedules"]["clashes"] == ["digest"]
+
+
+def test_a_process_that_has_been_in_touch_for_a_lease_retires_what_nobody_declares(system, keeper):
+    keeping = Keeping(Node(system.settings, system.database), Broker(actors=()))
+    keeper.execute(
+        "INSERT INTO switchyard.schedule (name, actor, payload, expression, timezone, catch_up, window_seconds, jitter_seconds, source)"
+        " VALUES ('old', 'old', '{}', '@daily', 'UTC', 'skip', 0, 0, 'declared')"
+    )
+
+    duty.declare(keeper, keeping)
+    assert keeper.execute("SELECT retired_at FROM switchyard.schedule").fetchone() == (None,)
+    keeping.memory["schedules"] |= {"since": monotonic() - 2 * system.settings.lease, "slowly_at": 0.0}
+    duty.declare(keeper, keeping)
+
+    assert keeper.execute("SELECT retired_at IS NULL, due_at FROM switchyard.schedule").fetchone() == (False, None)
+
+
+def test_what_is_old_is_forgotten(ledger, now):
+    long_ago = now - timedelta(days=40)
+    schedules.take_tick(ledger, "s", long_ago)
+    schedules.take_tick(ledger, "s", now - timedelta(days=1))
+    say(ledger, now, entering=True)
+    ledger.execute("UPDATE switchyard.schedule SET retired_at = %s, due_at = NULL", [long_ago])
+    ledger.execute("UPDATE switchyard.schedule_declaration SET until = %s", [long_ago])
+
+    schedules.forget(ledger)
+
+    left = [schedules.ticks(ledger, "s", 5), schedules.schedules(ledger)]
+    declarations = ledger.execute("SELECT count(*) FROM switchyard.schedule_declaration").fetchone()
+    assert [len(found) for found in left] == [1, 0]
+    assert declarations == (0,)
+
+
+# The loop.
+
+
+def test_a_running_keeper_makes_the_job_within_a_second_of_its_tick(system):
+    switchyard.create_schedule("fast", "work", "* * * * * *")
+    system.start(threads=1)
+
+    wait_until(lambda: len(jobs(system, "fast")) >= 4, 60, "some ticks have a job")
+    late = system.rows(
+        "SELECT extract(epoch FROM min(made_at - tick_at))::float8, min(made_at - tick_at) >= '0' FROM switchyard.tick"
+    )
+
+    assert late[0][0] < 1.0
+    assert late[0][1]
+
+
+@pytest.mark.parametrize("name", ["due_schedules", "until_next_tick", "next_due"])
+def test_what_every_keeper_asks_is_answered_by_an_index(ledger, name):
+    ledger.execute(
+        "INSERT INTO switchyard.schedule (name, actor, payload, expression, timezone, catch_up, window_seconds, jitter_seconds, source,"
+        " next_tick_at, due_at) SELECT 's' || i, 'a', '{}', '@daily', 'UTC', 'skip', 0, 0, 'created', now(), now()"
+        " FROM generate_series(1, 2000) AS i"
+    )
+    ledger.execute("ANALYZE switchyard.schedule")
+    parameters = {"actors": ["a"], "now": datetime.now(UTC), "limit": 20}
+
+    plan = "\n".join(line for (line,) in generic_plan(ledger, SQL[name], parameters))
+
+    assert "schedule_due" in plan
+    assert "Seq Scan on schedule" not in plan
