@@ -34,6 +34,18 @@ from control import access
 from control.batches import add_to_batch, batch, list_batches
 from control.cancel import cancel, cancel_many
 from control.composition import group, pipeline
+from control.dead_letters import (
+    Discards,
+    Replay,
+    Replays,
+    dead_groups,
+    dead_letters,
+    discard,
+    discard_many,
+    replay,
+    replay_many,
+    try_replay,
+)
 from control.edit import edit
 from control.keys import find_by_key, forget_key
 from control.pause import pause, paused, resume
@@ -72,13 +84,13 @@ from errors import (
     SwitchyardError,
 )
 from keeper import Keeper
-from ledger import read, write
+from ledger import read
 from ledger.batch import Batch, BatchCallback
 from ledger.borrowed import borrow
 from ledger.control import CancelCount, Pause
 from ledger.database import BoundedConnection, Database
 from ledger.forks import ForkSafeLock
-from ledger.job import Attempt, Counts, Job, LogLine, Page
+from ledger.job import Attempt, Counts, DeadGroup, DeadLetter, DeadPage, Job, LogLine, Page
 from ledger.keys import KeyBinding
 from ledger.records import Finish
 from ledger.schedules import Schedule, Tick
@@ -100,6 +112,10 @@ __all__ = [
     "Cancelled",
     "Counts",
     "CronError",
+    "DeadGroup",
+    "DeadLetter",
+    "DeadPage",
+    "Discards",
     "EnlistRefused",
     "IdempotencyConflict",
     "Job",
@@ -115,6 +131,8 @@ __all__ = [
     "Pause",
     "PayloadError",
     "Permanent",
+    "Replay",
+    "Replays",
     "Retry",
     "Schedule",
     "ScheduleError",
@@ -137,7 +155,11 @@ __all__ = [
     "cron",
     "current_job",
     "database",
+    "dead_groups",
+    "dead_letters",
     "delete_schedule",
+    "discard",
+    "discard_many",
     "edit",
     "enlist",
     "enqueue_many",
@@ -155,12 +177,14 @@ __all__ = [
     "paused",
     "pipeline",
     "replay",
+    "replay_many",
     "resume",
     "resume_schedule",
     "run_schedule",
     "schedule_ticks",
     "schedules",
     "settings",
+    "try_replay",
     "update_schedule",
     "wait",
 ]
@@ -376,18 +400,3 @@ def wait(id: str, timeout: float | timedelta = 10.0) -> Job:
             raise TimeoutError(f"job {id} is {job.state} after {seconds:g} s")
         time.sleep(pause)
         pause = min(pause * 1.5, _WAIT_MAX)
-
-
-def replay(id: str) -> bool:
-    """Run a dead or cancelled job again: same id, a new generation, its history kept. False: it is neither.
-
-    Raises:
-        JobNotFound: no job has this id.
-    """
-    return _command(write.replay, id)
-
-
-def _command(statement: Callable[[BoundedConnection, str], bool], id: str) -> bool:
-    if get_job(id) is None:
-        raise JobNotFound(id)
-    return _ask(lambda connection: statement(connection, id))

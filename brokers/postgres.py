@@ -22,12 +22,16 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 
 from brokers.transport import ANY_QUEUE, SOCKET_TIMEOUT, Doorbell, Sender, Transport, TransportDown
+from ledger.arrays import texts
 from ledger.database import BoundedConnection
+from ledger.dead import DeadNotice
 from runtime.triggers import Outgoing
 from settings import Settings
 
 #: The NOTIFY channel. Channels belong to a database, so two ledgers on one server do not hear each other.
 CHANNEL = "switchyard_ready"
+#: Where deaths are told. The dead letters themselves are the view ``switchyard.dead_letter``.
+DEAD_CHANNEL = "switchyard_dead"
 #: At most one ring per queue in this time, in seconds. A woken worker claims what there is; it looks again at the next ring.
 DEBOUNCE = 0.005
 #: How often a doorbell that cannot hear rings once by itself, in seconds: half of it is the latency that PgBouncer costs.
@@ -38,6 +42,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _MAX_PAYLOAD = 7_900
 
 _RING = "SELECT pg_notify(%s, %s)"
+_TELL = "SELECT pg_notify(%s, payload) FROM unnest(%s::text[]) AS payload"
 _DEPTH = """
 SELECT queue, count(*) FROM switchyard.job
  WHERE queue = ANY(%s) AND state = 'pending' AND broker = 'postgres' AND wait_reason IS DISTINCT FROM 'paused'
@@ -50,6 +55,7 @@ class PostgresTransport(Transport):
 
     name = "postgres"
     carries_triggers = False
+    dead_letter_place = "switchyard.dead_letter"
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -66,6 +72,14 @@ class PostgresTransport(Transport):
     def rings(self, queues: Iterable[str]) -> list[tuple[str, str]]:
         """The doorbell's own ring, undebounced: only the server knows when the caller's transaction is committed."""
         return [(CHANNEL, payload) for payload, _ in _payloads(queues)]
+
+    def put_dead(self, notices: Sequence[DeadNotice]) -> None:
+        """Tell them on ``switchyard_dead``; the view has them anyway. Raises: TransportDown."""
+        link = _Link(self.settings)
+        try:
+            link.rows(_TELL, (DEAD_CHANNEL, texts(map(_told, notices))))
+        finally:
+            link.close()
 
     def depth(self, queues: Sequence[str]) -> dict[str, int]:
         """How many pending rows are this transport's, per queue. Raises: TransportDown."""
@@ -224,6 +238,14 @@ class _Link:
             self._connection = BoundedConnection.connect(conninfo, autocommit=True, prepare_threshold=None)
             self._connection.time_limit = SOCKET_TIMEOUT
         return self._connection
+
+
+def _told(notice: DeadNotice) -> str:
+    """A dead letter as a payload that Postgres accepts: without its error if that is too long, its id alone if that is not enough."""
+    for fitting in (notice, notice._replace(error=None)):
+        if len(fitting.text.encode()) <= _MAX_PAYLOAD:
+            return fitting.text
+    return notice.id
 
 
 def _down(error: psycopg.Error) -> TransportDown:

@@ -2,6 +2,7 @@
 
     <prefix>.<queue>.p10             classic queue, x-max-priority 10; message "<job id> <actor>", persistent, priority 9 - band
     <prefix>.<queue>.epoch.<name>    an exchange that nothing is published to; it goes when its queue goes (brokers.rabbitmq_inspector)
+    <prefix>.dead                    the latest dead letters, as JSON, for whoever watches there (brokers.rabbitmq_dead_letters)
 
 Sender and receiver declare the queues they use once per connection, so an empty vhost, a wiped one or a deleted queue heals by
 itself. All publishes go through the default exchange with ``mandatory``: a missing queue sends them back.
@@ -23,11 +24,13 @@ from typing import Any
 from pika import BasicProperties, URLParameters
 
 from brokers.amqp import Link, ask, declare, opened, queue_name, waiting
+from brokers.rabbitmq_dead_letters import dead_queue, put_dead
 from brokers.rabbitmq_inspector import RabbitmqInspector
 from brokers.subscription import Subscription
 from brokers.transport import BANDS, SOCKET_TIMEOUT, Fetched, Receiver, Sender, Transport, TransportDown, Trigger, band
 from brokers.wire import decode, encode
 from errors import SettingsError
+from ledger.dead import DeadNotice
 from runtime.claims import ROOM_WINDOW
 from runtime.triggers import Outgoing
 from settings import Settings
@@ -49,6 +52,7 @@ class RabbitmqTransport(Transport):
     name = "rabbitmq"
     carries_triggers = True
     epoch_per_queue = True
+    dead_letter_place = dead_queue("{prefix}")
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -70,6 +74,14 @@ class RabbitmqTransport(Transport):
     def inspector(self) -> RabbitmqInspector:
         """A new inspector."""
         return RabbitmqInspector(self.settings)
+
+    def put_dead(self, notices: Sequence[DeadNotice]) -> None:
+        """Publish them to their queue, confirmed. Raises: TransportDown."""
+        link = opened(self.settings.rabbitmq_url.get_secret_value(), "dead letters")
+        try:
+            put_dead(link, self.settings.broker_prefix, notices)
+        finally:
+            link.close()
 
     def depth(self, queues: Sequence[str]) -> dict[str, int]:
         """How many triggers wait, per queue, without those that receivers hold. Raises: TransportDown."""

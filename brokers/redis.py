@@ -3,6 +3,7 @@
     <prefix>:{q}:<queue>   sorted set: "<job id> <actor>" by band(priority) * 2^44 + sequence, lowest first
     <prefix>:{q}           the sequence
     <prefix>:epoch         the name of this life of the server's data, made by the first keeper that finds none
+    <prefix>:dead          sorted set: the latest dead letters as JSON, by the Unix time of death in milliseconds
 
 A trigger can be in its set once only: publishing it again keeps its place (or moves it forward when its priority was raised).
 Taking one removes it at once, so a worker that dies between taking and claiming loses the trigger, and the relay publishes it
@@ -43,11 +44,14 @@ from brokers.transport import (
 )
 from brokers.wire import decode, encode
 from errors import SettingsError
+from ledger.dead import DeadNotice
 from runtime.triggers import Outgoing
 from settings import Settings
 
 #: Longest single blocking pop, in seconds: well below the socket time-out, so that a late reply is still a reply.
 _BLOCK = SOCKET_TIMEOUT / 2
+#: How many dead letters are kept in Redis: the latest. The ledger has them all.
+DEAD_KEPT = 10_000
 #: Shortest one, in seconds. Redis reads less than a millisecond as 0, which means for ever.
 _MIN_BLOCK = 0.002
 
@@ -84,11 +88,17 @@ def epoch_key(prefix: str) -> str:
     return f"{prefix}:epoch"
 
 
+def dead_key(prefix: str) -> str:
+    """The key of the dead letters' sorted set."""
+    return f"{prefix}:dead"
+
+
 class RedisTransport(Transport):
     """Triggers through Redis. See the module's text for keys and guarantees."""
 
     name = "redis"
     carries_triggers = True
+    dead_letter_place = dead_key("{prefix}")
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -105,6 +115,16 @@ class RedisTransport(Transport):
     def inspector(self) -> RedisInspector:
         """A new inspector."""
         return RedisInspector(self.settings)
+
+    def put_dead(self, notices: Sequence[DeadNotice]) -> None:
+        """Add them to the sorted set; one that is in it already stays one. Raises: TransportDown."""
+        key, link = dead_key(self.settings.broker_prefix), _Link(self.settings)
+        scored = [part for notice in notices for part in (int(notice.died_at.timestamp() * 1000), notice.text)]
+        try:
+            for reply in link.run([("ZADD", key, *scored), ("ZREMRANGEBYRANK", key, 0, -DEAD_KEPT - 1)] if scored else []):
+                link.checked(reply)
+        finally:
+            link.close()
 
     def depth(self, queues: Sequence[str]) -> dict[str, int]:
         """How many triggers wait, per queue. Raises: TransportDown."""

@@ -26,6 +26,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Final, NamedTuple
 
+from ledger.dead import DeadNotice
 from runtime.enlist import DUE_CHANNEL
 from runtime.triggers import Outgoing, PublishFailed
 from settings import Settings
@@ -207,6 +208,9 @@ class Transport(ABC):
     carries_triggers: ClassVar[bool]
     #: Whether each queue has an epoch of its own, since it can be lost alone.
     epoch_per_queue: ClassVar[bool] = False
+    #: Where ``put_dead`` puts dead letters, for whoever watches the broker and not the ledger; ``{prefix}`` is BROKER_PREFIX. None: it has
+    #: no such place.
+    dead_letter_place: ClassVar[str | None] = None
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -231,6 +235,15 @@ class Transport(ABC):
         """The notifications, as (channel, payload), to send with rows of these queues in somebody's transaction, so that its commit wakes
         whoever has to act: the keepers, which publish; or, where the row is the message, the fetchers themselves."""
         return [(DUE_CHANNEL, "")]
+
+    def put_dead(self, notices: Sequence[DeadNotice]) -> None:
+        """Put dead letters, as JSON, into the broker's own place; only where there is a ``dead_letter_place``.
+
+        On a connection of its own, closed at return: deaths are rare. When it returns, the broker has them all; when it raises, any number.
+        Putting one again is harmless where entries have a key; elsewhere it makes a copy with the same message id. The place is bounded:
+        the oldest go first. Raises: TransportDown.
+        """
+        raise TypeError(f"the {self.name} transport has no place for dead letters")
 
     @abstractmethod
     def depth(self, queues: Sequence[str]) -> dict[str, int]:

@@ -8,6 +8,7 @@ batches                           ``batches``
 choosing, reporting               options that choose jobs; errors of ours as one line
 keys, secrets                     ``key``; ``secrets new-key`` and ``secrets rotate``
 schedules                         ``schedules``
+dead                              ``dead``: dead letters
 supervisor                        worker processes, kept alive, for ``worker``
 stack                             Postgres, broker and workers on one machine, for ``up`` and ``demo``
 postgres_server, redis_server     servers of our own for it
@@ -19,6 +20,7 @@ guard                             ends them when everything else failed to
 from cli.batches import batches
 from cli.cancelling import cancel_command
 from cli.commands import main
+from cli.dead import dead
 from cli.editing import edit_command
 from cli.keys import key_command
 from cli.listing import jobs_command, show_command
@@ -37,5 +39,6 @@ main.add_command(key_command)
 main.add_command(secrets_group)
 main.add_command(schedules)
 main.add_command(batches)
+main.add_command(dead)
 
 __all__ = ["main"]

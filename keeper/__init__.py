@@ -5,6 +5,7 @@
     rescue    takes back the jobs of workers that died
     expiry    ends what waited beyond its max_age
     pauses    parks what is paused, and lets it go on
+    dead_letters  tells of deaths: the hooks' jobs, and the brokers' own dead-letter places
     retention removes jobs that ended long ago
     samples   records how full the queues are, for charts
     batches   ends the batches (groups) whose jobs have ended while nobody looked

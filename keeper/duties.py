@@ -7,7 +7,22 @@ from __future__ import annotations
 
 from typing import Final
 
-from keeper import batches, expiry, keys, look, lost, pauses, rescue, retention, samples, schedule, strays, unknown, workers
+from keeper import (
+    batches,
+    dead_letters,
+    expiry,
+    keys,
+    look,
+    lost,
+    pauses,
+    rescue,
+    retention,
+    samples,
+    schedule,
+    strays,
+    unknown,
+    workers,
+)
 from keeper.duty import Duty
 from settings import Settings
 
@@ -40,6 +55,7 @@ DUTIES: Final = (
     Duty("unknown", _sweep, unknown.sweep),
     # After those that end jobs.
     Duty("batches", _sweep, batches.sweep),
+    Duty("dead letters", _sweep, dead_letters.sweep),
     Duty("retention", retention.period, retention.sweep),
     Duty("samples", lambda settings: settings.sample_every, samples.sweep),
     Duty("keys", _slowly, keys.sweep),

@@ -69,6 +69,8 @@ class Seen(NamedTuple):
     parked: bool = False
     #: A batch is not over.
     batches: bool = False
+    #: A death waits to be told.
+    deaths: bool = False
     #: The broker of each queue that has a route.
     routes: Mapping[str, str] = MappingProxyType({})
 

@@ -75,7 +75,7 @@ def cancel_followers(connection: Conn, upstreams: Sequence[str]) -> int:
 
 
 def wait_again(connection: Conn, message_ids: Sequence[str]) -> None:
-    """Let steps that a replay has just made pending wait for what they were never given; in the transaction of the replay."""
+    """Let steps that a replay has just made pending or scheduled wait for what they were never given; in the replay's transaction."""
     connection.execute(SQL["wait_again"], {"message_ids": list(message_ids)}).fetchall()
 
 

@@ -124,6 +124,47 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """A dead job, and how its last execution ended. Why it is dead: ``job.dead_reason``, ``job.error``; when: ``job.finished_at``."""
+
+    job: Job
+    #: Of the last execution; None where there was none, or nobody saw its end.
+    traceback: str | None
+
+    @property
+    def id(self) -> str:
+        """The job's id."""
+        return self.job.id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadPage:
+    """Some dead letters of a list, and the way to the next ones."""
+
+    letters: tuple[DeadLetter, ...]
+    #: For ``dead_letters(after=)``; None: this is the last page.
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadGroup:
+    """Dead letters of one kind: the same actor, reason and type of error, and a text and traceback alike."""
+
+    fingerprint: str
+    count: int
+    actor: str
+    reason: str
+    error_type: str | None
+    #: The example's.
+    error: str | None
+    #: The first and the latest death.
+    first_at: datetime
+    last_at: datetime
+    #: The id of one of them, the one sent last.
+    example: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Count:
     """How many jobs of one queue, actor and state there are."""
 

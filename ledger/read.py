@@ -55,8 +55,8 @@ def get_job(connection: Conn, message_id: str | UUID) -> Job | None:
     uuid = _uuid(message_id)
     if uuid is None:
         return None
-    rows = _rows(connection, ["message_id = %(message_id)s"], {"message_id": uuid})
-    return _job(rows[0]) if rows else None
+    rows = job_rows(connection, ["message_id = %(message_id)s"], {"message_id": uuid})
+    return job_of(rows[0]) if rows else None
 
 
 def exists(connection: Conn, message_id: str | UUID) -> bool:
@@ -109,9 +109,9 @@ def list_jobs(
     if after is not None:
         where.append("id < %(after)s")
         values["after"] = _cursor_id(after)
-    rows = _rows(connection, where, values | {"limit": limit + 1}, "ORDER BY id DESC LIMIT %(limit)s")
+    rows = job_rows(connection, where, values | {"limit": limit + 1}, "ORDER BY id DESC LIMIT %(limit)s")
     more = len(rows) > limit
-    return Page(jobs=tuple(_job(row) for row in rows[:limit]), next=_cursor(rows[limit - 1]["id"]) if more else None)
+    return Page(jobs=tuple(job_of(row) for row in rows[:limit]), next=_cursor(rows[limit - 1]["id"]) if more else None)
 
 
 def matching(connection: Conn, *, states: frozenset[State], **filters: Any) -> list[tuple[int, State]]:
@@ -178,7 +178,7 @@ def children(connection: Conn, message_id: str | UUID) -> list[Job]:
     """
     where = ["parent_id = %(parent_id)s", "id > %(row_id)s"]
     values = {"parent_id": _uuid(message_id), "row_id": _row_id(connection, message_id), "limit": MAX_LIMIT}
-    return [_job(row) for row in _rows(connection, where, values, "ORDER BY id DESC LIMIT %(limit)s")]
+    return [job_of(row) for row in job_rows(connection, where, values, "ORDER BY id DESC LIMIT %(limit)s")]
 
 
 def counts(connection: Conn) -> Counts:
@@ -265,7 +265,7 @@ def workers(connection: Conn, *, now: datetime | None = None) -> list[Worker]:
     ]  # fmt: skip
 
 
-def _rows(connection: Conn, where: list[str], values: dict[str, Any], rest: str = "") -> list[dict[str, Any]]:
+def job_rows(connection: Conn, where: list[str], values: dict[str, Any], rest: str = "") -> list[dict[str, Any]]:
     """The jobs that meet every condition. Conditions are texts of this module's own; what callers give is bound."""
     query = f"{SQL['jobs']} WHERE {' AND '.join(where)} {rest}"
     with connection.cursor(row_factory=dict_row) as cursor:
@@ -273,7 +273,7 @@ def _rows(connection: Conn, where: list[str], values: dict[str, Any], rest: str 
         return cursor.execute(query.encode(), values, prepare=False).fetchall()
 
 
-def _job(row: dict[str, Any]) -> Job:
+def job_of(row: dict[str, Any]) -> Job:
     payload = masked(row["payload"])
     fields = {name: row[name] for name in _PLAIN}
     return Job(

@@ -4,9 +4,10 @@
                   ▲                 ▲                 │ │ │
        snooze ────┤     release, rescue ◄─────────────┘ │ └──► cancelled
                   └── retrying ◄── failed, tries left ──┤
-                                                        └────► dead ──replay──► pending
+                                                        └────► dead ──replay──► pending, scheduled
 
-scheduled   waits for its time; nothing about it is in the broker. Entered by a send with a delay and by a snooze.
+scheduled   waits for its time; nothing about it is in the broker. Entered by a send with a delay, by a snooze, and by a replay whose
+            turn comes later.
 pending     may run now; its trigger is, or will be, in the broker. Entered by a send, by the relay when a scheduled or
             retrying job is due, by a release or a rescue, and by a replay.
 running     one worker holds a claim: a token, and a lease that the heartbeat extends.
@@ -15,7 +16,7 @@ completed   final.
 dead        a dead letter: will not run again unless it is replayed. ``dead_reason`` says why.
 cancelled   given up by request; may be replayed.
 
-The database repeats this table in a trigger (migration 0001), so not even a bug can write an illegal step; a test holds the
+The database repeats this table in a trigger (migration 0008), so not even a bug can write an illegal step; a test holds the
 two against each other for all 49 pairs.
 """
 
@@ -51,8 +52,9 @@ LEGAL: Final[dict[State, frozenset[State]]] = {
     State.RETRYING: frozenset({State.PENDING, State.SCHEDULED, State.CANCELLED, State.DEAD}),
     State.RUNNING: frozenset({State.COMPLETED, State.RETRYING, State.SCHEDULED, State.PENDING, State.DEAD, State.CANCELLED}),
     State.COMPLETED: frozenset(),
-    State.DEAD: frozenset({State.PENDING}),
-    State.CANCELLED: frozenset({State.PENDING}),
+    # A replay; to scheduled when it is throttled, so that no broker can hand the job out before its time.
+    State.DEAD: frozenset({State.PENDING, State.SCHEDULED}),
+    State.CANCELLED: frozenset({State.PENDING, State.SCHEDULED}),
 }
 
 #: Words of other queues, accepted wherever a filter takes a state.

@@ -8,6 +8,7 @@ SQL in ``ledger/sql``. Everything lives in a schema of its own, so that the ledg
     job_log   lines an actor wrote with ``job.log()``
     job_step  results that an actor remembered with ``job.step()``
     batch     one row per group: what it counts, and what is sent when it ends
+    dead_notice   what a death has still to be told to
     worker    one row per living worker process, kept fresh by its heartbeat
     route     which broker each queue's triggers go to
     declaration   which brokers living processes have in their settings, and since when
@@ -192,6 +193,8 @@ job = Table(
         unique=True,
         postgresql_where=text("unique_key IS NOT NULL AND state IN ('scheduled', 'pending', 'retrying', 'running')"),
     ),
+    # The dead letters by what they have in common.
+    Index("job_dead_group", "fingerprint", "finished_at", "id", postgresql_where=text("state = 'dead'")),
     # Jobs waiting for a worker that knows their actor.
     Index("job_unknown_actor", "wait_since", postgresql_where=text("wait_reason = 'unknown_actor'")),
     # Scheduled rows that wait for something else than a time.
@@ -205,6 +208,7 @@ job = Table(
 
 # The CHECK needs its function first.
 event.listen(job, "before_create", DDL(SQL["job_is_sound"]))  # type: ignore[no-untyped-call]
+event.listen(job, "after_create", DDL(SQL["dead_letter_view"]))  # type: ignore[no-untyped-call]
 
 attempt = Table(
     "attempt",
@@ -281,6 +285,31 @@ batch = Table(
     Index("batch_number", "number"),
     Index("batch_nested", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
     Index("batch_waiting", "waits_for", postgresql_where=text("waits_for IS NOT NULL")),
+)
+
+dead_notice = Table(
+    "dead_notice",
+    metadata,
+    # Who has to be told: broker, hook. Whoever has done it removes the row.
+    Column("consumer", Text, primary_key=True),
+    # No foreign key: the job may be removed before that.
+    Column("job_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("generation", Integer, primary_key=True, autoincrement=False),
+    # What the job was like when it died.
+    Column("message_id", Uuid, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("queue", Text, nullable=False),
+    Column("reason", Text),
+    Column("error_type", Text),
+    Column("error", Text),
+    Column("fingerprint", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("lost", Integer, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("died_at", DateTime(timezone=True)),
+    # The actor of the option on_dead.
+    Column("hook", Text),
 )
 
 worker = Table(

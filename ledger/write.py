@@ -24,6 +24,7 @@ from ledger import batches, keys
 from ledger.arrays import plain, texts, words
 from ledger.batches import Together
 from ledger.database import BoundedConnection
+from ledger.fingerprint import failure_kind
 from ledger.prepared import Prepared
 from ledger.records import ClaimedJob, DueJob, Enqueued, Finish, JobControl, NewJob, Rescued, Unclaimed, WorkerRow
 from ledger.sql import SQL
@@ -91,8 +92,7 @@ def enqueue_many(
     """Write many jobs in the order given, in one transaction: all or none.
 
     They are taken from ``jobs`` a few hundred at a time, while the server is at work on those before: making a row costs the sender more
-    than writing it costs the server, and the two overlap. What ``jobs`` raises ends the transaction. A part with keys waits for its
-    answers.
+    than writing it costs the server, and the two overlap (but for a part with keys). What ``jobs`` raises ends the transaction.
 
     Parameters:
         lenient: an idempotency key that stands for another payload is no error; the job it stands for is.
@@ -108,7 +108,6 @@ def enqueue_many(
         sent: list[tuple[list[NewJob], Cursor[Any] | list[Enqueued]]] = []
         while part := list(islice(rest, PART)):
             if any(job.has_keys for job in part):
-                # Plain ones among them are found new at once.
                 sent.append((part, keys.enqueue_batch(connection, part, _insert_controlled, _recognise, lenient=lenient)))
             else:
                 sent.append((part, _insert(connection, part)))
@@ -354,6 +353,10 @@ def _finish_otherwise(connection: Conn, entries: list[Finish]) -> dict[int, str]
             "errors": [entry.error for entry in entries],
             "tracebacks": [entry.traceback for entry in entries],
             "dead_reasons": [entry.dead_reason for entry in entries],
+            "kinds": [
+                failure_kind(entry.dead_reason, entry.error, entry.traceback) if entry.state is State.DEAD else None
+                for entry in entries
+            ],
         },
     ).fetchall()
     return dict(rows)
@@ -487,9 +490,10 @@ def rescue_worker(
 
 
 def replay(connection: Conn, message_id: str) -> bool:
-    """Begin a new generation of a dead or cancelled job. False: it is neither."""
+    """Begin a new generation of a dead or cancelled job, as it is (``ledger.dead`` knows more). False: it is neither."""
     with connection.transaction():
-        done = connection.execute(SQL["replay"], {"message_id": message_id}).fetchone() is not None
+        values = {"message_id": message_id, "queue": None, "payload": None}
+        done = connection.execute(SQL["replay"], values).fetchone() is not None
         if done:
             batches.wait_again(connection, [message_id])
     return done

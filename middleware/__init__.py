@@ -17,6 +17,7 @@ from ledger.database import Database
 from middleware.callbacks import Callbacks
 from middleware.cancellation import Cancellation
 from middleware.current_job import CurrentJob
+from middleware.dead_letter import DeadLetterHook
 from middleware.event_loop import EventLoop
 from middleware.group_callbacks import LedgerGroupCallbacks
 from middleware.idempotency import Idempotency
@@ -59,6 +60,7 @@ def stack(settings: Settings, database: Database) -> list[Middleware]:
         # Look at arguments that are known to fit.
         Idempotency(settings),
         UniqueJobs(settings),
+        DeadLetterHook(),
         # After-hooks come back up: these two see the verdict that status and retries noted below them.
         Results(backend=LedgerResults(database), store_results=True),
         Callbacks(),

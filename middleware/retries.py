@@ -75,7 +75,7 @@ def failed(message: Any, error: BaseException, actor: Actor[Any, Any] | None) ->
         finished=now,
         outcome="failed",
         error_type=type(error).__name__,
-        error=clean_text(claim.redacted(_text(error)), MAX_ERROR),
+        error=clean_text(claim.redacted(_text(error)) or _why(error, claim), MAX_ERROR),
         traceback=clean_text(claim.redacted("".join(traceback.format_exception(error))), MAX_TRACEBACK),
     )
     reason = _why_dead(message, error, actor, failures)
@@ -162,6 +162,13 @@ def _text(error: BaseException) -> str:
     except Exception:
         # An error whose text cannot be made is a failure like any other.
         return f"a {type(error).__name__} whose text cannot be made"
+
+
+def _why(error: BaseException, claim: Claim) -> str:
+    """What to say of an error that says nothing itself."""
+    if isinstance(error, TimeLimitExceeded) and claim.time_limit is not None:
+        return f"it ran for longer than its time limit of {claim.time_limit:g} s"
+    return ""
 
 
 class Retries(Middleware):

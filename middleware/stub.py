@@ -17,6 +17,7 @@ from dramatiq.results import Results
 from dramatiq.results.backends import StubBackend
 
 from middleware.current_job import job_context
+from middleware.dead_letter import DeadLetterHook
 from middleware.idempotency import Idempotency
 from middleware.payload import CheckedPayload
 from middleware.periodic import Periodic
@@ -78,6 +79,7 @@ def stub_stack(settings: Settings | None = None) -> list[Middleware]:
         Secrets(settings),
         Idempotency(settings),
         UniqueJobs(settings),
+        DeadLetterHook(),
         StubCurrentJob(),
         Results(backend=StubBackend(), store_results=True),
     ]

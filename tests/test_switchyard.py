@@ -15,13 +15,15 @@ from tests.rig.processes import ROOT, base_environment
 #: Names that apps and actors import. Adding one is a decision, removing one breaks somebody.
 PUBLIC = {
     "Attempt", "Batch", "BatchCallback", "BatchClosed", "BatchNotFound", "CancelCount", "Cancelled", "Counts", "CronError",
-    "EnlistRefused", "IdempotencyConflict", "Job", "JobExists", "JobNotFound", "KeyBinding", "LeaseLost", "LedgerNotMigrated",
-    "LedgerUnavailable", "LogLine", "OptionError", "Page", "Pause", "PayloadError", "Permanent", "Retry", "Schedule",
-    "ScheduleError", "ScheduleExists", "ScheduleNotFound", "SettingsError", "Snooze", "State", "SwitchyardError", "Tick",
-    "add_to_batch", "attempts", "batch", "cancel", "cancel_many", "children", "configure", "counts", "create_schedule", "cron",
-    "current_job", "database", "delete_schedule", "edit", "enlist", "enqueue_many", "find_by_key", "forget_key", "get_job",
+    "DeadGroup", "DeadLetter", "DeadPage", "Discards", "EnlistRefused", "IdempotencyConflict", "Job", "JobExists", "JobNotFound",
+    "KeyBinding", "LeaseLost", "LedgerNotMigrated", "LedgerUnavailable", "LogLine", "OptionError", "Page", "Pause",
+    "PayloadError", "Permanent", "Replay", "Replays", "Retry", "Schedule", "ScheduleError", "ScheduleExists", "ScheduleNotFound",
+    "SettingsError", "Snooze", "State", "SwitchyardError", "Tick", "add_to_batch", "attempts", "batch", "cancel", "cancel_many",
+    "children", "configure", "counts", "create_schedule", "cron", "current_job", "database", "dead_groups", "dead_letters",
+    "delete_schedule", "discard", "discard_many", "edit", "enlist", "enqueue_many", "find_by_key", "forget_key", "get_job",
     "get_schedule", "group", "job_context", "list_batches", "list_jobs", "logs", "pause", "pause_schedule", "paused", "pipeline",
-    "replay", "resume", "resume_schedule", "run_schedule", "schedule_ticks", "schedules", "settings", "update_schedule", "wait",
+    "replay", "replay_many", "resume", "resume_schedule", "run_schedule", "schedule_ticks", "schedules", "settings",
+    "try_replay", "update_schedule", "wait",
 }  # fmt: skip
 
 

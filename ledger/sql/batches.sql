@@ -107,7 +107,7 @@ RETURNING j.id;
 UPDATE switchyard.job
 SET state = 'scheduled', run_at = 'infinity', next_publish_at = NULL, expires_at = NULL, wait_reason = 'upstream',
     wait_since = clock_timestamp()
-WHERE message_id = ANY(%(message_ids)s::uuid[]) AND state = 'pending' AND CASE WHEN upstream_id IS NOT NULL THEN true END
+WHERE message_id = ANY(%(message_ids)s::uuid[]) AND state IN ('pending', 'scheduled') AND CASE WHEN upstream_id IS NOT NULL THEN true END
 RETURNING id;
 
 -- name: look_at_batches

@@ -27,8 +27,8 @@ WITH f AS (
     FROM unnest(
         %(ids)s::bigint[], %(tokens)s::uuid[], %(states)s::text[], %(outcomes)s::text[], %(delays)s::float8[],
         %(started_ages)s::float8[], %(finished_ages)s::float8[],
-        %(error_types)s::text[], %(errors)s::text[], %(tracebacks)s::text[], %(dead_reasons)s::text[]
-    ) AS u (id, token, state, outcome, delay, started_age, finished_age, error_type, error, traceback, dead_reason)
+        %(error_types)s::text[], %(errors)s::text[], %(tracebacks)s::text[], %(dead_reasons)s::text[], %(kinds)s::text[]
+    ) AS u (id, token, state, outcome, delay, started_age, finished_age, error_type, error, traceback, dead_reason, kind)
 ),
 left_running AS (
     UPDATE switchyard.job AS j
@@ -50,7 +50,11 @@ left_running AS (
                 THEN clock_timestamp() + make_interval(secs => f.delay)
         END,
         error_type = coalesce(f.error_type, j.error_type), error = coalesce(f.error, j.error),
-        dead_reason = CASE WHEN j.cancel_requested_at IS NULL THEN f.dead_reason END
+        dead_reason = CASE WHEN j.cancel_requested_at IS NULL THEN f.dead_reason END,
+        fingerprint = CASE
+            WHEN f.state = 'dead' AND j.cancel_requested_at IS NULL
+                THEN switchyard.fingerprint(j.actor, f.dead_reason, f.error_type, f.kind)
+        END
     FROM f
     WHERE j.id = ANY(%(ids)s::bigint[]) AND j.id = f.id AND j.token = f.token AND CASE WHEN j.state = 'running' THEN true END
     RETURNING

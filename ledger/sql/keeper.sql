@@ -90,6 +90,7 @@ SELECT
     EXISTS (SELECT 1 FROM switchyard.pause) AS paused,
     EXISTS (SELECT 1 FROM switchyard.job WHERE state = 'pending' AND wait_reason = 'paused') AS parked,
     EXISTS (SELECT 1 FROM switchyard.batch WHERE succeeded_at IS NULL AND waits_for IS NULL) AS batches,
+    EXISTS (SELECT 1 FROM switchyard.dead_notice) AS deaths,
     -- What the search for strays needs to know at every sweep.
     (SELECT coalesce(json_object_agg(queue, broker), '{}') FROM switchyard.route) AS routes;
 

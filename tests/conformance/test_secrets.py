@@ -182,6 +182,9 @@ def test_a_job_that_is_changed_keeps_its_secret_sealed(running, key, canary, mon
     assert value() == canary
     assert switchyard.edit(message.message_id, priority=7)
     assert running.job(message).args == (key + "y", MASK)
+    assert switchyard.cancel(message.message_id)
+    assert switchyard.replay(message.message_id, args=[key + "z", MASK])
+    assert value() == canary
     assert canary not in stored(running)
     assert switchyard.cancel(message.message_id)
 

@@ -7,7 +7,8 @@
     FULL=1                the counts of trials that the plan asks for, less those on record: it can be interrupted and goes on where it was
     --mutations [NAME...] instead: take out one guard after the other, and see that the checker notices
 
-Ends with 1 when an invariant broke; the evidence (events, logs, verdict) then stays in var/faults.
+Ends with 1 when an invariant broke; the evidence (events, logs, verdict) then stays in var/faults. Ends at once with 2 where the machine
+lacks what a scenario needs.
 """
 
 from __future__ import annotations
@@ -52,6 +53,12 @@ def main() -> int:
     print(f"seed {seed}", flush=True)
     wanted = [scenarios[name] for name in chosen["ONLY"].split(",") if name] or list(scenarios.values())
     brokers = [chosen["BROKER"]] if chosen["BROKER"] else list(ALL)
+    if "--mutations" not in sys.argv[1:] and (lacking := _lacking(wanted)):
+        others = ",".join(each.name for each in wanted if each.name not in lacking)
+        for name, reason in lacking.items():
+            sys.stderr.write(f"faults: {name} cannot be run here: {reason}\n")
+        sys.stderr.write(f"faults: install what is missing, or leave it out: ONLY={others} make faults\n")
+        return 2
     servers = Servers()
     try:
         if "--mutations" in sys.argv[1:]:
@@ -60,6 +67,18 @@ def main() -> int:
     finally:
         servers.close()
         GUARD.dismiss()
+
+
+def _lacking(wanted: list[Scenario]) -> dict[str, str]:
+    """The scenarios that cannot be run on this machine, each with the reason."""
+    lacking = {}
+    for each in wanted:
+        try:
+            if each.needs is not None:
+                each.needs()
+        except Unavailable as error:
+            lacking[each.name] = str(error)
+    return lacking
 
 
 def _all(wanted: list[Scenario], brokers: list[str], servers: Servers, seed: int, seconds: float, full: bool) -> int:

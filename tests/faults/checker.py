@@ -88,6 +88,10 @@ class Case:
             " FROM switchyard.attempt AS a JOIN switchyard.job AS j ON j.id = a.job_id"
         ).fetchall():
             self.history[job].append((generation, attempt, outcome))
+        self.notices = Counter(
+            (row[0], row[1])
+            for row in connection.execute("SELECT job::text, generation FROM rig_notice WHERE consumer = 'broker'")
+        )
         # After the rows: whatever still goes on, each of them has been invoked by now.
         self.events = events = look()
         self.invoked = {event.job: event for event in events if event.kind == "invoke"}
@@ -134,6 +138,9 @@ def _endings(case: Case, verdict: Verdict, ends: dict[str, str]) -> None:
     verdict.complain("I1", "jobs ended otherwise than they had to", wrong)
     mute = [row["id"] for row in case.rows.values() if row["state"] == "dead" and not (row["dead_reason"] and row["error_type"])]
     verdict.complain("I5", "dead letters without a reason or an error", mute)
+    deaths = {(job, generation) for job, steps in case.steps.items() for _, after, generation, *_ in steps if after == "dead"}
+    odd = [f"{job} ({generation})" for job, generation in deaths | case.notices.keys() if case.notices[job, generation] != 1]
+    verdict.complain("I5", "deaths, by their generation, have not exactly one notice", odd)
     beyond = [
         row["id"]
         for row in case.rows.values()

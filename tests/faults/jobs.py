@@ -22,7 +22,7 @@ from runtime.context import current_claim
 from tests.faults.failpoints import fire
 from tests.faults.recorder import Recorder
 
-#: Effects that belong to a job's own commit; the log of transitions, written by a trigger that the ledger's code knows nothing of.
+#: Effects that belong to a job's own commit; logs of transitions and notices, by triggers that the ledger's code knows nothing of.
 TABLES = """
 CREATE TABLE public.rig_effect (job uuid NOT NULL, attempt int NOT NULL, token uuid NOT NULL);
 CREATE TABLE public.rig_step (
@@ -37,6 +37,13 @@ BEGIN
 END $$;
 CREATE TRIGGER rig_step AFTER UPDATE ON switchyard.job FOR EACH ROW
     WHEN (OLD.state <> NEW.state OR OLD.token IS DISTINCT FROM NEW.token) EXECUTE FUNCTION public.rig_note_step();
+CREATE TABLE public.rig_notice (job uuid NOT NULL, generation int NOT NULL, consumer text NOT NULL);
+CREATE FUNCTION public.rig_note_notice() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO public.rig_notice VALUES (NEW.message_id, NEW.generation, NEW.consumer);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER rig_notice AFTER INSERT ON switchyard.dead_notice FOR EACH ROW EXECUTE FUNCTION public.rig_note_notice();
 """
 
 #: How often a body looks up from its sleep, in seconds, so that an interruption gets through.

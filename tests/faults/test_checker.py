@@ -126,6 +126,40 @@ def test_a_job_that_nobody_sent_is_unexpected(world: World):
     assert world.complaints() == [f"I1: 1 jobs exist that nobody sent: {job.message_id}"]
 
 
+def dead(world: World) -> NewJob:
+    """A job that failed for good, as it had to."""
+    job = world.sent("doomed")
+    id_, token = world.started(job)
+    world.note("end", job=job.message_id, attempt=1, token=token, outcome="failed")
+    end = Finish(
+        id=id_,
+        token=token,
+        state=State.DEAD,
+        started=0,
+        finished=0,
+        outcome="failed",
+        error_type="E",
+        error="no",
+        dead_reason="permanent",
+    )
+    assert write.finish(world.connection, [end]) == {id_}
+    return job
+
+
+def test_a_death_without_a_notice_or_with_two_is_a_complaint(world: World):
+    silent, told, twice = dead(world), dead(world), dead(world)
+    assert world.complaints() == []
+
+    world.connection.execute("DELETE FROM rig_notice WHERE job = %s", (silent.message_id,))
+    world.connection.execute("INSERT INTO rig_notice SELECT * FROM rig_notice WHERE job = %s", (twice.message_id,))
+
+    (complaint,) = world.complaints()
+    assert complaint.startswith("I5: 2 deaths")
+    assert silent.message_id in complaint
+    assert twice.message_id in complaint
+    assert told.message_id not in complaint
+
+
 def test_an_effect_that_was_committed_twice_is_a_duplicate(world: World):
     job = world.completed("fenced")
     world.effect(job, str(uuid4()))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from errors import JobExists
-from ledger import control, read, routes, write
+from ledger import control, dead, read, routes, write
 from ledger.control import CancelCount
 from ledger.database import Database
 from ledger.records import Finish
@@ -403,6 +403,20 @@ class LedgerMachine(RuleBasedStateMachine):
         if model.state in badly:
             model.state, model.due, model.suspect, model.worker, model.dead_reason = State.PENDING, True, False, None, None
             model.sent = model.asked = False
+            model.generation += 1
+            model.attempt = model.failures = model.lost = 0
+
+    @step(weight=2, when=lambda self: any(job.state is State.DEAD for job in self.jobs.values()), crash=RARELY)
+    def replay_slowly(self, data: st.DataObject, crash: bool) -> None:
+        """The first at once, the others a minute apart."""
+        ids = self.some(data, {State.DEAD})
+        wanted = [id_ for id_ in ids if self.jobs[id_].state is State.DEAD]
+        with self.ledger.transaction(force_rollback=crash):
+            assert dead.replay_rows(self.ledger, ids, interval=60.0).replayed == len(wanted)
+        for place, id_ in enumerate(wanted if not crash else ()):
+            model = self.jobs[id_]
+            model.state = State.SCHEDULED if place else State.PENDING
+            model.due, model.suspect, model.worker, model.dead_reason, model.sent = True, False, None, None, False
             model.generation += 1
             model.attempt = model.failures = model.lost = 0
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
@@ -16,8 +17,9 @@ import pytest
 from psycopg import sql
 
 from keeper.retention import prune
-from ledger import batches, control, read, routes, sent, steps, write
+from ledger import batches, control, dead, read, routes, sent, steps, write
 from ledger.database import Database
+from ledger.dead import DeadFilter
 from ledger.records import JobControl, SentKey
 from ledger.routes import Place
 from ledger.sql import SQL
@@ -62,6 +64,7 @@ def seeded_url(databases: Databases) -> Iterator[str]:
         rare = [state.value for state in State if state is not State.COMPLETED]
         connection.execute(SEED, {"states": rare, "count": A_FEW})
         connection.execute(SEED, {"states": ["completed"], "count": PAST // 2})
+        connection.execute("UPDATE switchyard.job SET fingerprint = 'f' || mod(id, 4) WHERE state = 'dead'")
         connection.execute("VACUUM ANALYZE switchyard.job")
     yield url
     databases.drop(url)
@@ -161,6 +164,8 @@ HOT: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
     ),
     "expire": (lambda c: c.execute(SQL["expire"], {"now": None, "limit": 100}), {"job_expiry"}),
     "mark_unknown": (lambda c: c.execute(SQL["mark_unknown"]), {"job_ready", "job_pkey"}),
+    "take_hooks": (lambda c: dead.take_hooks(c, ["a1"], 100), {"dead_notice_pkey"}),
+    "take_for_broker": (lambda c: dead.take_for_broker(c, "redis", own="redis", limit=100), {"dead_notice_pkey"}),
     "forget_workers": (lambda c: c.execute(SQL["forget_workers"]), {"job_lease"}),
     "feed_steps": (lambda c: batches.feed(c, [(token(), "1")]), {"job_upstream", "job_pkey", "batch_waiting"}),
     "cancel_followers": (lambda c: batches.cancel_followers(c, [token()]), {"job_upstream", "job_pkey"}),
@@ -285,15 +290,17 @@ def test_a_workers_connection_makes_its_plans_anew_once_in_a_while(emptied_url):
 
 NAMES = '[{"scope": "a1", "key": "k"}]'
 KEYED = new_job(control=JobControl(idempotency_key="k", sent=SentKey(fingerprint="f", ttl=60.0)))
+#: Either has all dead rows; which one is read follows from what else is asked for, and from the statistics.
+OF_THE_DEAD = "job_ended_badly|job_dead_group"
 
 ASKED: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
     "scheduled": (lambda c: read.list_jobs(c, state="scheduled"), {"job_due"}),
     "retrying": (lambda c: read.list_jobs(c, state="retrying"), {"job_due"}),
     "pending": (lambda c: read.list_jobs(c, state="pending"), {"job_due", "job_ready"}),
     "running": (lambda c: read.list_jobs(c, state="running"), {"job_lease"}),
-    "dead": (lambda c: read.list_jobs(c, state="dead"), {"job_ended_badly"}),
+    "dead": (lambda c: read.list_jobs(c, state="dead"), {OF_THE_DEAD}),
     "cancelled": (lambda c: read.list_jobs(c, state="cancelled"), {"job_ended_badly"}),
-    "failed": (lambda c: read.list_jobs(c, state="failed"), {"job_due", "job_ended_badly"}),
+    "failed": (lambda c: read.list_jobs(c, state="failed"), {"job_due", OF_THE_DEAD}),
     "pending of an actor": (lambda c: read.list_jobs(c, state="pending", actor="a1"), {"job_due", "job_ready"}),
     "completed": (lambda c: read.list_jobs(c, state="completed"), {"job_pkey"}),
     "all": (read.list_jobs, {"job_pkey"}),
@@ -313,7 +320,22 @@ ASKED: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
         {"job_pkey"},
     ),
     "expired keys": (lambda c: c.execute(SQL["prune_keys"], {"now": None, "limit": 1_000}), set()),
-    "unfinished": (lambda c: c.execute(SQL["count_unfinished"]), {"job_due", "job_ready", "job_lease", "job_ended_badly"}),
+    "dead letters": (lambda c: dead.page(c, DeadFilter()), {OF_THE_DEAD}),
+    "a later page of dead letters": (
+        lambda c: dead.page(c, DeadFilter(actor="a1"), after=dead._cursor(datetime.now(UTC), PAST)),
+        {OF_THE_DEAD},
+    ),
+    "dead letters of a group": (lambda c: dead.page(c, DeadFilter(fingerprint="f1")), {"job_dead_group"}),
+    "dead letters searched": (lambda c: dead.page(c, DeadFilter(search="x", since=datetime.now(UTC))), {OF_THE_DEAD}),
+    "dead groups": (lambda c: dead.groups(c, DeadFilter()), {OF_THE_DEAD}),
+    "one dead group": (lambda c: dead.groups(c, DeadFilter(fingerprint="f1")), {"job_dead_group"}),
+    "count of the dead": (lambda c: dead.count(c, DeadFilter(actor="a1")), {OF_THE_DEAD}),
+    "a chunk of a replay": (
+        lambda c: dead.replay_rows(c, next(dead.chunks(c, DeadFilter(), size=50)), interval=0.1),
+        {"job_pkey"},
+    ),
+    "a chunk of a removal": (lambda c: dead.discard_rows(c, next(dead.chunks(c, DeadFilter(), size=50))), {"job_pkey"}),
+    "unfinished": (lambda c: c.execute(SQL["count_unfinished"]), {"job_due", "job_ready", "job_lease", OF_THE_DEAD}),
 }
 
 
@@ -326,7 +348,7 @@ def test_what_people_ask_for_walks_over_no_completed_jobs(seeded_url, name):
     database.close()
 
     assert "Seq Scan on job" not in plan, plan
-    assert all(f" {index} " in plan or f" {index}\n" in plan for index in indexes), plan
+    assert all(re.search(rf" ({index})( |\n|$)", plan) for index in indexes), plan
 
 
 def test_a_time_range_is_bounded_by_ids(seeded_url):

@@ -79,6 +79,8 @@ class Scenario:
     quiet: float = 45.0
     #: Makes the servers of this scenario alone, given those of the run.
     servers: Callable[[Servers], Servers] | None = None
+    #: Raises ``Unavailable`` where the machine lacks what the scenario needs: asked before an hour is spent on the others.
+    needs: Callable[[], object] | None = None
 
 
 REGISTRY: dict[str, Scenario] = {}

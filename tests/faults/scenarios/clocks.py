@@ -15,20 +15,25 @@ LIBRARY = "usr/lib/*/faketime/libfaketimeMT.so.1"
 SITE = "import select, time\ntime.sleep = lambda seconds: select.select((), (), (), seconds) and None\n"
 
 
+def library() -> Path:
+    """Where libfaketime is. Raises: Unavailable: it is not installed."""
+    found = sorted(Path("/").glob(LIBRARY))
+    if not found:
+        raise Unavailable("libfaketime is not installed (`apt-get install faketime`)")
+    return found[0]
+
+
 def skewed(rig: Rig, name: str) -> tuple[dict[str, str], Path]:
     """The environment of a process whose wall clock follows a file, and the file: it holds an offset such as ``+5m``.
 
     Raises: Unavailable: libfaketime is not installed.
     """
-    found = sorted(Path("/").glob(LIBRARY))
-    if not found:
-        raise Unavailable("libfaketime is not installed (`apt-get install faketime`)")
     offset = rig.directory / f"{name}.clock"
     offset.write_text("+0")
     (rig.directory / "sitecustomize.py").write_text(SITE)
     return {
         "PYTHONPATH": f"{rig.directory}:{ROOT}",
-        "LD_PRELOAD": str(found[0]),
+        "LD_PRELOAD": str(library()),
         "FAKETIME_TIMESTAMP_FILE": str(offset),
         "FAKETIME_NO_CACHE": "1",
         # The monotonic clock is what leases are measured with; no operator can set it.
@@ -43,6 +48,7 @@ def skewed(rig: Rig, name: str) -> tuple[dict[str, str], Path]:
     unit="jumps",
     full=100,
     weight=1,
+    needs=library,
 )
 def set_clocks(rig: Rig, plan: Plan) -> None:
     """Two workers and a producer, each with a clock of its own that is set while jobs run."""
