@@ -10,7 +10,7 @@
     ├── LedgerUnavailable (*)       Postgres did not answer; carries the message to send again
     │   └── LedgerNotMigrated       Postgres answered, the tables are missing or old
     ├── BatchNotFound               no batch has this id
-    ├── BatchClosed                 the batch is complete and takes no more jobs
+    ├── BatchClosed                 the batch takes no more jobs
     ├── LeaseLost                   the job belongs to another worker now: stop, write nothing
     ├── EnlistRefused               this connection cannot carry a send: names the fix
     ├── CronError                   a cron expression or its time zone cannot be read (a ValueError too)
@@ -95,13 +95,12 @@ class BatchNotFound(SwitchyardError):
 
 
 class BatchClosed(SwitchyardError):
-    """All jobs of the batch have ended, so it takes no more; nothing was stored."""
+    """The batch takes no more jobs, because all of its own have ended, or it has not begun. Nothing was stored."""
 
-    def __init__(self, batch_id: str) -> None:
-        super().__init__(
-            f"batch {batch_id} is complete, it takes no more jobs; add them from within one of its own, or run a new group"
-        )
+    def __init__(self, batch_id: str, reason: str) -> None:
+        super().__init__(f"batch {batch_id} takes no jobs, {reason}; add them from within one of its own, or run a new group")
         self.batch_id = batch_id
+        self.reason = reason
 
 
 class PayloadError(SwitchyardError, MiddlewareError):

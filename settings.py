@@ -93,6 +93,10 @@ class Settings(BaseSettings):
     queue_brokers: Annotated[dict[str, str], NoDecode] = Field(
         default={}, description="queues with another broker than BROKER, as queue=broker by comma: exports=rabbitmq,reports=redis"
     )
+    queue_concurrency: Annotated[dict[str, int], NoDecode] = Field(
+        default={},
+        description="how many jobs of a queue may run at once over all workers, as queue=number by comma: exports=1,images=2",
+    )
     redis_url: SecretStr = Field(
         default=SecretStr("redis://127.0.0.1:6379/0"), description="used when Redis carries the triggers of any queue"
     )
@@ -230,6 +234,20 @@ class Settings(BaseSettings):
         _secret_keys(value)
         return value
 
+    @field_validator("queue_concurrency", mode="before")
+    @classmethod
+    def _split_limits(cls, value: Any) -> Any:
+        return _queue_limits(value) if isinstance(value, str) else value
+
+    @field_validator("queue_concurrency")
+    @classmethod
+    def _known_limits(cls, value: dict[str, int]) -> dict[str, int]:
+        for queue, limit in value.items():
+            check_queue(queue)
+            if limit < 1:
+                raise ValueError(f"{queue}={limit}: write how many may run at once, at least 1; to stop a queue, pause it")
+        return value
+
     @field_validator("outbound_allow", mode="before")
     @classmethod
     def _split_pairs(cls, value: Any) -> Any:
@@ -333,6 +351,19 @@ def _queue_brokers(text: str) -> dict[str, str]:
         if queue in found:
             raise ValueError(f"the queue {queue!r} stands there twice; {_ROUTES_FORM}")
         found[queue] = broker.lower()
+    return found
+
+
+def _queue_limits(text: str) -> dict[str, int]:
+    """Read ``exports=1,images=2``. Raises: ValueError."""
+    found: dict[str, int] = {}
+    for pair in filter(None, map(str.strip, text.split(","))):
+        queue, equals, number = (part.strip() for part in pair.partition("="))
+        if not (queue and equals and re.fullmatch(r"-?[0-9]{1,9}", number)):
+            raise ValueError(f"{pair!r} is no pair; write queue=number by comma, such as exports=1,images=2")
+        if queue in found:
+            raise ValueError(f"the queue {queue!r} stands there twice; write queue=number by comma, such as exports=1,images=2")
+        found[queue] = int(number)
     return found
 
 

@@ -48,6 +48,7 @@ from control.dead_letters import (
 )
 from control.edit import edit
 from control.keys import find_by_key, forget_key
+from control.limits import limits, reset_limit, set_limit
 from control.pause import pause, paused, resume
 from control.schedules import (
     create_schedule,
@@ -96,7 +97,8 @@ from ledger.records import Finish
 from ledger.schedules import Schedule, Tick
 from ledger.states import TERMINAL, State
 from middleware import stack, stub_stack
-from middleware.current_job import current_job, job_context
+from middleware.current_job import current_job
+from middleware.job_context import job_context
 from middleware.log_context import configure_structlog
 from middleware.retries import failed, snoozed
 from runtime import enlist as enlisting
@@ -169,6 +171,7 @@ __all__ = [
     "get_schedule",
     "group",
     "job_context",
+    "limits",
     "list_batches",
     "list_jobs",
     "logs",
@@ -178,11 +181,13 @@ __all__ = [
     "pipeline",
     "replay",
     "replay_many",
+    "reset_limit",
     "resume",
     "resume_schedule",
     "run_schedule",
     "schedule_ticks",
     "schedules",
+    "set_limit",
     "settings",
     "try_replay",
     "update_schedule",

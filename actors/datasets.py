@@ -87,7 +87,7 @@ DATASETS: Final[Mapping[str, Dataset]] = {
             "max_attempts": "j.max_attempts",
             "generation": "j.generation",
             "created_at": "j.created_at",
-            "run_at": "j.run_at",
+            "run_at": "CASE WHEN isfinite(j.run_at) THEN j.run_at END",
             "started_at": "j.started_at",
             "finished_at": "j.finished_at",
             "seconds": "round(extract(epoch FROM j.finished_at - j.started_at)::numeric, 3)",

@@ -53,7 +53,16 @@ class Attachment(TypedDict):
     content_type: NotRequired[str]
 
 
-@dramatiq.actor(queue_name="emails", max_retries=2, min_backoff=1_000, max_backoff=60_000, time_limit=120_000)
+@dramatiq.actor(
+    queue_name="emails",
+    max_retries=2,
+    min_backoff=1_000,
+    max_backoff=60_000,
+    time_limit=120_000,
+    # What providers take from one sender; `switchyard limits set send_email` for others.
+    rate_limit="100/minute",
+    concurrency=10,
+)
 def send_email(
     to: str | list[str],
     subject: str,

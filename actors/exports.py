@@ -25,7 +25,7 @@ STATEMENT_SECONDS: Final = 300.0
 PROGRESS_ROWS: Final = 500
 
 
-@dramatiq.actor(queue_name="exports", max_retries=2, min_backoff=2_000, max_backoff=60_000, time_limit=900_000)
+@dramatiq.actor(queue_name="exports", max_retries=2, min_backoff=2_000, max_backoff=60_000, time_limit=900_000, concurrency=1)
 def export_data(
     dataset: str,
     filters: dict[str, Any] | None = None,

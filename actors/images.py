@@ -41,7 +41,7 @@ class ChildCrashed(Exception):
     """The decoding process ended by an accident; tried again, in case it was the machine's."""
 
 
-@dramatiq.actor(queue_name="images", max_retries=1, min_backoff=5_000, max_backoff=5_000, time_limit=120_000)
+@dramatiq.actor(queue_name="images", max_retries=1, min_backoff=5_000, max_backoff=5_000, time_limit=120_000, concurrency=2)
 def process_image(
     source: str,
     width: int,

@@ -83,7 +83,13 @@ SELECT line, reason FROM switchyard_jobs.import_error WHERE sha256 = %(sha256)s 
 
 
 @dramatiq.actor(
-    queue_name="imports", max_retries=2, min_backoff=2_000, max_backoff=60_000, time_limit=1_800_000, unique_key=("source",)
+    queue_name="imports",
+    max_retries=2,
+    min_backoff=2_000,
+    max_backoff=60_000,
+    time_limit=1_800_000,
+    concurrency=1,
+    unique_key=("source",),
 )
 def import_csv(source: str) -> dict[str, Any]:
     """Import contacts from a stored CSV file: 3 attempts, each going on where the last one stopped.

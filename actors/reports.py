@@ -14,7 +14,7 @@ from switchyard import Permanent, current_job
 MAX_PERIOD_HOURS: Final = 2_160
 
 
-@dramatiq.actor(queue_name="reports", max_retries=1, min_backoff=30_000, max_backoff=30_000, time_limit=120_000)
+@dramatiq.actor(queue_name="reports", max_retries=1, min_backoff=30_000, max_backoff=30_000, time_limit=120_000, concurrency=2)
 def generate_report(period_hours: int = 24) -> dict[str, Any]:
     """Write a PDF with tables and a chart: 2 attempts, 30 s apart.
 

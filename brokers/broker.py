@@ -28,10 +28,8 @@ from brokers.message import ClaimedMessage
 from brokers.rows import (
     MAX_PRIORITY,
     NO_PRIORITY,
-    Controls,
     Origin,
     Seals,
-    control_of,
     delay_seconds,
     first_message,
     id_of,
@@ -56,8 +54,9 @@ from runtime.context import current_claim
 from runtime.encoding import encode_options, encode_payload
 from runtime.enlist import current_enlistment
 from runtime.interrupt import Guard
+from runtime.limits import DeclaredLimits
 from runtime.node import WorkerNode
-from runtime.options import max_attempts, max_lost
+from runtime.options import control, max_attempts, max_lost
 from runtime.publisher import Publisher
 from runtime.routes import Routes
 from runtime.triggers import Outgoing
@@ -99,13 +98,13 @@ class SwitchyardBroker(Broker):
         self._failure = failure
         self._snooze = snooze
         self._hooks: dict[str, list[tuple[Middleware, Callable[..., Any]]]] = {}
-        #: Middlewares that have something to say about a job's control.
-        self._controls: list[Controls] = []
+        self._controls: list[Any] = [entry for entry in middleware if hasattr(entry, "control_of")]
         #: The middleware that keeps arguments secret.
-        self._seals: Seals | None = None
+        self._seals: Seals | None = next((entry for entry in middleware if isinstance(entry, Seals)), None)
         self.publisher = Publisher(
             outlet=lambda name: transports[name].sender(),
-            probe=lambda name: _probe(transports[name]),
+            # Any queue's depth: the cheapest question that only a living broker answers.
+            probe=lambda name: transports[name].depth(["default"]),
             make_due=self._make_due,
             grace=settings.lease,
             published=self._follow_up,
@@ -113,6 +112,7 @@ class SwitchyardBroker(Broker):
         self._worker_side = WorkerSide(self)
         super().__init__(middleware=[self._worker_side, *middleware])
         self.queues: dict[str, None] = {}
+        self.limits = DeclaredLimits(settings, self.actors)
 
     # Signals. Dramatiq calls every hook of every middleware for each signal, most of them empty; with a dozen middlewares that
     # is most of a short job's time. Only hooks that somebody has overridden are kept, in a table made when first needed.
@@ -121,10 +121,6 @@ class SwitchyardBroker(Broker):
         """Add a middleware, as in Dramatiq."""
         super().add_middleware(middleware, **position)
         self._hooks.clear()
-        if isinstance(middleware, Controls):
-            self._controls.append(middleware)
-        if isinstance(middleware, Seals):
-            self._seals = middleware
 
     def emit_before(self, signal: str, *args: Any, **kwargs: Any) -> None:
         """Call the before-hooks in order; a ``MiddlewareError`` stops the operation, other exceptions are logged, as in Dramatiq."""
@@ -204,7 +200,7 @@ class SwitchyardBroker(Broker):
             claim.ending = self._snooze(claim, seconds)
             return message
         self.emit_before("enqueue", message, None if delay is None else int(seconds * 1000))
-        self._know_routes(message)
+        self._know_routes((message,), message)
         job, message = self.new_job(message, seconds), self.shown(message)
         written = self._enlisted([job])
         if written is None:
@@ -235,7 +231,7 @@ class SwitchyardBroker(Broker):
         ]
         for message in sent:
             self.emit_before("enqueue", message, None)
-        self._know_routes()
+        self._know_routes(sent)
         written = self._enlisted(list(self._rows(sent, delays, whole)), whole) if current_enlistment() is not None else None
         if written is None:
             # Bulk statements take longer than one send; each thousand rows get as long as a single one.
@@ -275,11 +271,12 @@ class SwitchyardBroker(Broker):
         for broker, batch in by_broker.items():
             self.publisher.offer(broker, batch)
 
-    def _know_routes(self, message: Message[Any] | None = None) -> None:
+    def _know_routes(self, sent: Iterable[Message[Any]], message: Message[Any] | None = None) -> None:
         """Ask the ledger where triggers go before the first send of this process; later ``_follow_up`` does so after sends, but for those
-        that this process does not publish itself."""
+        that this process does not publish itself. And tell it of limits before the first send of each actor."""
         routes = self.routes
         try:
+            self.limits.tell_of(sent, self.database)
             if routes.seen_at is None or (routes.stale and current_enlistment() is not None):
                 routes.learn(self.database.run(ledger_routes.routes, self.settings.send_timeout))
         except LedgerUnavailable as error:
@@ -345,7 +342,7 @@ class SwitchyardBroker(Broker):
             message = self._seals.opened(message)
         payload = encode_payload(name, message.args, message.kwargs, limit)
         # What keys are made of and compared by is what the body gets.
-        control = control_of(message, self.actors.get(name), payload, self._controls)
+        jobs_control = control(message, self.actors.get(name), self._controls, payload)
         stored = self.shown(message)
         if stored is not message:
             # Base64 of what was encrypted, and what it says of itself.
@@ -369,7 +366,7 @@ class SwitchyardBroker(Broker):
             delay=delay,
             grace=origin.grace,
             max_age=origin.max_age,
-            control=control,
+            control=jobs_control,
         )
 
     def shown(self, message: Message[Any]) -> Message[Any]:
@@ -474,11 +471,6 @@ def _noting(jobs: Iterable[NewJob], kept: list[NewJob]) -> Iterator[NewJob]:
     for job in jobs:
         kept.append(job)
         yield job
-
-
-def _probe(transport: Transport) -> None:
-    """Ask for any queue's depth: the cheapest question that only a living broker answers."""
-    transport.depth(["default"])
 
 
 __all__ = ["ActorNotFound", "SwitchyardBroker"]

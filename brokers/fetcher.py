@@ -1,5 +1,6 @@
 """Fetchers: one thread per transport and worker process that turns triggers, or the ledger's own rows, into claims in hand.
 
+    limited jobs       an idle thread ─► admit (one statement per queue) ─► hand over; in turns with the others: see ``limited``
     carried triggers   room ─► fetch ─► claim (one statement) ─► settle ─► hand over
     Postgres           room ─► claim (one statement per queue) ─► hand over; nothing there: wait for the doorbell, then look
 
@@ -24,6 +25,7 @@ from typing import Final
 import psycopg
 from structlog.stdlib import get_logger
 
+from brokers.limited import LimitedJobs, postpone
 from brokers.message import ClaimedMessage
 from brokers.transport import ANY_QUEUE, Fetched, Mark, Transport, TransportDown, Trigger
 from errors import LedgerUnavailable
@@ -57,6 +59,8 @@ class Intake:
     actors: Callable[[], list[str]]
     #: Whether Dramatiq's ``Worker.pause()`` is in force.
     paused: Callable[[], bool]
+    #: The queues in which the code or the settings have limits.
+    limited: Callable[[], set[str]] = set
 
 
 class Fetcher(ABC):
@@ -68,6 +72,7 @@ class Fetcher(ABC):
         self._queues = intake.queues
         self._actors = intake.actors
         self._paused = intake.paused
+        self._limited = LimitedJobs(node, self._claim, queues=intake.queues, actors=intake.actors, declared=intake.limited)
         self.pulse = Pulse()
         self._stop = threading.Event()
         self._connection: BoundedConnection | None = None
@@ -191,10 +196,14 @@ class TriggerFetcher(Fetcher):
     def _round(self) -> None:
         if not self._in_hand:
             self._try_suspect()
-            room = self._node.held.wait_for_room(BLOCK)
+            self._limited.look(self._connected)
+            self._limited.take_turn(BLOCK)
+            # Nothing else is waited for while limited jobs may wait for a thread.
+            block = 0.0 if self._limited.waiting else BLOCK
+            room = self._node.held.wait_for_room(block)
             if self._stop.is_set():
                 return
-            wait = self._node.held.suspect_pause() if self._suspects else BLOCK
+            wait = min(block, self._node.held.suspect_pause()) if self._suspects else block
             before = self._node.held.accepted
             fetched = self._receiver.fetch(self._queues(), room, wait if room else 0.0)
             self._count_undecodable(fetched)
@@ -235,19 +244,24 @@ class TriggerFetcher(Fetcher):
         self.pulse.beat()
         found = write.why_not_claimed(self._connected(), ids)
         counters = self._node.counters
-        suspects, unknown, paused = [], [], []
+        suspects, unknown, paused, limited = [], [], [], []
         for id_ in ids:
             if id_ not in found:
                 counters.note("unknown_jobs", id_, f"dropped a trigger for row {id_}, which the ledger does not have")
                 continue
-            state, actor, suspect, is_paused = found[id_]
+            state, actor, suspect, is_paused, queue, is_limited = found[id_]
             if state is not State.PENDING:
-                counters.note("stale_triggers", (id_, state), f"dropped a trigger for row {id_}, which is {state}")
+                # A limited job needs no trigger to be claimed, so it is often gone before that arrives.
+                if not is_limited:
+                    counters.note("stale_triggers", (id_, state), f"dropped a trigger for row {id_}, which is {state}")
             elif is_paused:
                 paused.append(id_)
             elif actor not in actors:
                 unknown.append(id_)
                 counters.note("unknown_actors", actor, f"a job waits for a worker that knows the actor {actor!r}")
+            elif is_limited:
+                limited.append(id_)
+                self._limited.heard(queue, suspect=suspect)
             elif suspect:
                 suspects.append(id_)
         if paused:
@@ -257,6 +271,9 @@ class TriggerFetcher(Fetcher):
             self._suspects.extend(id_ for id_ in suspects if id_ not in self._suspects)
         if unknown:
             write.postpone_unknown(self._connected(), unknown, actors, self._node.settings.sweep)
+        if limited:
+            self._limited.take(self._node.held.idle())
+            postpone(self._connected(), limited)
 
     def _try_suspect(self) -> None:
         """Claim one suspect, if none is in hand: were there two, a death would not tell which one was guilty."""
@@ -279,6 +296,7 @@ class TriggerFetcher(Fetcher):
 
     def _let_go(self) -> None:
         triggers, self._in_hand, self._marks = self._in_hand, [], []
+        self._limited.clear()
         self._receiver.settle(triggers)
 
     def _close(self) -> None:
@@ -300,15 +318,23 @@ class LedgerFetcher(Fetcher):
     def _round(self) -> None:
         if monotonic() >= self._look_at():
             self._look()
-        room = self._node.held.wait_for_room(BLOCK)
+        self._limited.look(self._connected)
+        self._limited.take_turn(BLOCK)
+        # Nothing else is waited for while limited jobs may wait for a thread.
+        block = 0.0 if self._limited.waiting else BLOCK
+        room = self._node.held.wait_for_room(block)
         if not room or self._stop.is_set():
             return
         if not self._rung:
-            rung = self._doorbell.wait(max(0.0, min(BLOCK, self._look_at() - monotonic())))
+            rung = self._doorbell.wait(max(0.0, min(block, self._look_at() - monotonic())))
+            queues = self._queues()
             if ANY_QUEUE in rung:
                 self._look()
+                self._limited.rang(queues)
             else:
-                self._rung.extend(queue for queue in self._queues() if queue in rung)
+                heard = [queue for queue in queues if queue in rung]
+                self._rung.extend(heard)
+                self._limited.rang(heard)
             return
         queue = self._rung.popleft()
         jobs = self._claim_from(queue, room, suspects=False)
@@ -341,6 +367,7 @@ class LedgerFetcher(Fetcher):
 
     def _let_go(self) -> None:
         self._rung.clear()
+        self._limited.clear()
 
     def _close(self) -> None:
         self._doorbell.close()

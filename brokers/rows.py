@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 from uuid import UUID
@@ -12,8 +10,8 @@ from uuid import UUID
 from dramatiq import Actor, Message
 
 from errors import OptionError
-from ledger.records import Enqueued, JobControl
-from runtime.options import control, option
+from ledger.records import Enqueued
+from runtime.options import option
 
 #: Dramatiq's largest integer priority that fits the column.
 MAX_PRIORITY: Final = 2**31 - 1
@@ -22,14 +20,6 @@ _YEAR: Final = 365 * 86_400.0
 _MAX_DELAY: Final = 100 * _YEAR
 NO_PRIORITY: Final = "{!r} is no integer of at most 32 bits; lower runs first, default 0"
 _UUID_TEXT: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-
-
-@runtime_checkable
-class Controls(Protocol):
-    """A middleware that has something to say about a job's control: keys, limits, a place in a workflow."""
-
-    def control_of(self, message: Message[Any], actor: Actor[Any, Any] | None, payload: str) -> Mapping[str, Any] | None:
-        """Fields of ``JobControl``, or None: nothing about this message. ``payload`` is the JSON text of its arguments."""
 
 
 @runtime_checkable
@@ -102,18 +92,6 @@ def tags_of(message: Message[Any], actor: Actor[Any, Any] | None) -> list[str] |
     """The message's tags, or else its actor's."""
     value = option("tags", message, actor)
     return None if value is None else list(value)
-
-
-def control_of(
-    message: Message[Any], actor: Actor[Any, Any] | None, payload: str, controls: Sequence[Controls]
-) -> JobControl | None:
-    """What options and middlewares together say about a job's control; None for a plain job."""
-    base = control(message) if message.options else None
-    fields: dict[str, Any] = {}
-    for middleware in controls:
-        if found := middleware.control_of(message, actor, payload):
-            fields.update(found)
-    return replace(base or JobControl(), **fields) if fields else base
 
 
 def first_message(message: Message[Any], entry: Enqueued) -> Message[Any]:

@@ -128,6 +128,7 @@ class WorkerSide(Middleware):
                 on_waiting=ours.wake_services,
             )
             node.start()
+            ours.database.run(lambda connection: ours.limits.declare(connection, queues()))
         except LedgerUnavailable as error:
             process.refuse(f"DATABASE_URL: {error.headline}")
         self._worker = worker
@@ -138,7 +139,10 @@ class WorkerSide(Middleware):
             # Dramatiq's command leaves at a second signal by SystemExit, perhaps before it has begun to stop the worker.
             Finalize(None, self._leave, exitpriority=0)
         self.consumption = Consumption(
-            ours.transports, ours.routes, node, Intake(queues, lambda: list(ours.actors), self._is_paused)
+            ours.transports,
+            ours.routes,
+            node,
+            Intake(queues, lambda: list(ours.actors), self._is_paused, ours.limits.queues),
         )
 
     def after_worker_boot(self, broker: Broker, worker: Worker) -> None:

@@ -5,6 +5,7 @@ migrating, keeping, up, demo/     what they do
 listing                           ``jobs`` and ``show``
 cancelling, pausing, editing      what steers jobs: a command or three each, added below
 batches                           ``batches``
+limits                            ``limits``: look at them, set and reset them
 choosing, reporting               options that choose jobs; errors of ours as one line
 keys, secrets                     ``key``; ``secrets new-key`` and ``secrets rotate``
 schedules                         ``schedules``
@@ -23,6 +24,7 @@ from cli.commands import main
 from cli.dead import dead
 from cli.editing import edit_command
 from cli.keys import key_command
+from cli.limits import limits_group
 from cli.listing import jobs_command, show_command
 from cli.pausing import pause_command, paused_command, resume_command
 from cli.schedules import schedules
@@ -40,5 +42,6 @@ main.add_command(secrets_group)
 main.add_command(schedules)
 main.add_command(batches)
 main.add_command(dead)
+main.add_command(limits_group)
 
 __all__ = ["main"]

@@ -137,6 +137,10 @@ def _why(job: Job, pauses: Sequence[Pause], workers: Sequence[Worker]) -> str | 
         return f"no living worker knows the actor {job.actor!r}"
     if job.upstream_id is not None:
         return _before(job.upstream_id)
+    if job.wait_reason == "rate_limit":
+        return f"over the rate limit of {job.rate_key}; its time is {_time(job.run_at)}"
+    if job.wait_reason == "concurrency":
+        return f"every slot of {job.blocked_on} is taken" if job.state is State.SCHEDULED else "its turn has come"
     if job.wait_reason is not None:
         return job.wait_reason
     if job.state is not State.PENDING:
@@ -159,7 +163,7 @@ def _waits_for(job: Job, now: datetime) -> str:
     if job.state not in WAITING:
         return ""
     if job.wait_reason is not None:
-        return job.wait_reason
+        return job.blocked_on or job.wait_reason
     return "a worker" if job.state is State.PENDING else f"{_span(max(timedelta(), (job.run_at or now) - now))}"
 
 

@@ -53,7 +53,7 @@ def add_to_batch(id: str, messages: Iterable[Message[Any]], *, delay: int | time
 
     Raises:
         BatchNotFound: no batch has this id.
-        BatchClosed: all its jobs have ended.
+        BatchClosed: all its jobs have ended, or it waits for a step before it.
         PayloadError, OptionError, JobExists, LedgerUnavailable: as ``send()``; then nothing was stored.
     """
     broker = access.broker()

@@ -19,6 +19,7 @@ from keeper import (
     retention,
     samples,
     schedule,
+    slots,
     strays,
     unknown,
     workers,
@@ -56,6 +57,8 @@ DUTIES: Final = (
     # After those that end jobs.
     Duty("batches", _sweep, batches.sweep),
     Duty("dead letters", _sweep, dead_letters.sweep),
+    Duty("slots", _sweep, slots.sweep),
+    Duty("gates", _slowly, slots.forget),
     Duty("retention", retention.period, retention.sweep),
     Duty("samples", lambda settings: settings.sample_every, samples.sweep),
     Duty("keys", _slowly, keys.sweep),

@@ -71,6 +71,8 @@ class Seen(NamedTuple):
     batches: bool = False
     #: A death waits to be told.
     deaths: bool = False
+    #: Something waits for a slot that is taken, or has to be promised one anew.
+    held: bool = False
     #: The broker of each queue that has a route.
     routes: Mapping[str, str] = MappingProxyType({})
 

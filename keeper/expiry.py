@@ -14,6 +14,7 @@ from structlog.stdlib import get_logger
 
 from keeper.duty import Keeping
 from ledger.database import BoundedConnection
+from ledger.limits import free_slots
 from ledger.sql import SQL
 
 logger = get_logger(__name__)
@@ -35,7 +36,9 @@ def expire(connection: Connection[Any], *, now: object = None) -> int:
     Parameters:
         now: a ``datetime`` instead of the database's clock, for tests.
     """
-    buried = connection.execute(SQL["expire"], {"now": now, "limit": CHUNK}).fetchall()
+    with connection.transaction():
+        buried = connection.execute(SQL["expire"], {"now": now, "limit": CHUNK}).fetchall()
+        free_slots(connection, [row[0] for row in buried])
     for actor, jobs in sorted(Counter(row[1] for row in buried).items()):
         logger.warning("jobs are dead, they were not run within their max_age", actor=actor, jobs=jobs)
     return len(buried)

@@ -141,8 +141,8 @@ def hold_open(connection: Conn, id_: str) -> None:
     row = connection.execute(SQL["open_batch"], {"id": id_}).fetchone()
     if row is None:
         raise BatchNotFound(id_)
-    if row[0] is None:
-        raise BatchClosed(id_)
+    if row[0] is not None:
+        raise BatchClosed(id_, row[0])
 
 
 def grow(connection: Conn, id_: str, count: int) -> None:

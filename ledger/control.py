@@ -105,10 +105,12 @@ def cancel(connection: Conn, message_id: str) -> State | None:
 
 
 def cancel_rows(connection: Conn, ids: Sequence[int], states: Sequence[State]) -> CancelCount:
-    """Cancel, or ask to stop, those of the rows that are in one of these states."""
+    """Cancel those of the rows that wait in one of these states, and the steps that wait for them; ask those that run to stop."""
     parameters = {"ids": plain(ids), "states": plain(states)}
-    cancelled, asked, _ = next(iter(connection.execute(SQL["cancel_rows"], parameters)))
-    return CancelCount(cancelled=cancelled, asked=asked)
+    with connection.transaction():
+        cancelled, asked, *_ = next(iter(connection.execute(SQL["cancel_rows"], parameters)))
+        followers = batches.cancel_followers(connection, cancelled) if cancelled else 0
+    return CancelCount(cancelled=len(cancelled or ()) + followers, asked=asked)
 
 
 def orders(connection: Conn, worker: str, ids: Sequence[int]) -> Orders:

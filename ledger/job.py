@@ -37,8 +37,8 @@ class Job:
     #: 1, and one more with each replay.
     generation: int
     created_at: datetime
-    #: When it may, or might, run: the send, the end of its delay or back-off, its release or replay. None: it waits for something else than
-    #: a time, see ``wait_reason``.
+    #: When it may, or might, run: the send, the end of its delay or back-off, its release or replay, the time that a rate limit promised
+    #: it. None: it waits for something else than a time, see ``wait_reason``.
     run_at: datetime | None
     #: Start and end of the latest execution. A start is recorded with the next heartbeat, so a young one may be missing.
     started_at: datetime | None
@@ -77,6 +77,8 @@ class Job:
     #: The schedule that made it, and for which of its ticks.
     schedule: str | None = None
     tick_at: datetime | None = None
+    #: The key whose slots it waits for: its ``concurrency_key``, or ``queue:`` and its queue.
+    blocked_on: str | None = None
 
 
 #: How an execution stands or ended. ``lost``: its worker process died; ``released``: given back at a shutdown.

@@ -46,7 +46,7 @@ _PLAIN: Final = (
     "actor", "queue", "priority", "attempt", "max_attempts", "failures", "lost", "generation", "created_at", "run_at",
     "started_at", "finished_at", "progress", "stage", "result", "error_type", "error", "dead_reason", "wait_reason", "broker",
     "worker", "cancel_requested_at", "idempotency_key", "rate_key", "concurrency_key", "batch_id", "upstream_id", "fingerprint",
-    "schedule", "tick_at",
+    "schedule", "tick_at", "blocked_on",
 )  # fmt: skip
 
 
@@ -324,10 +324,8 @@ def _in_states(states: frozenset[State]) -> str:
             unparked = "wait_reason IS DISTINCT FROM 'paused'"
             arms += [f"{here} AND next_publish_at IS NOT NULL", f"{here} AND broker = 'postgres' AND {unparked}"]
             arms.append(f"{here} AND wait_reason = 'paused'")
-        elif state is State.SCHEDULED:
+        elif state is State.SCHEDULED or state in WAITING:
             arms += [f"{here} AND next_publish_at IS NOT NULL", f"{here} AND next_publish_at IS NULL"]
-        elif state in WAITING:
-            arms.append(f"{here} AND next_publish_at IS NOT NULL")
         else:
             arms.append(here)
     return f"({' OR '.join(arms)})"

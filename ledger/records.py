@@ -149,6 +149,8 @@ class ClaimedJob(NamedTuple):
     max_lost: int | None = None
     due_ms: int = 0
     batch_id: str | None = None
+    #: A limit let it run: its end wakes whoever waits for its slot.
+    limited: bool = False
 
 
 Outcome = Literal["failed", "lost", "released", "snoozed", "cancelled"]
@@ -179,6 +181,8 @@ class Finish:
     #: The message id of a job for which others wait in the ledger, and the JSON text that they get when it is completed.
     upstream: str | None = None
     handed: str = "null"
+    #: As in its claim.
+    limited: bool = False
 
 
 class NewBatch(NamedTuple):
@@ -220,6 +224,9 @@ class Unclaimed(NamedTuple):
     actor: str
     suspect: bool
     paused: bool
+    queue: str
+    #: A limit decides about it.
+    limited: bool
 
 
 @dataclass(frozen=True, slots=True)

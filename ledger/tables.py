@@ -16,6 +16,8 @@ SQL in ``ledger/sql``. Everything lives in a schema of its own, so that the ledg
     epoch     which life of a broker the ledger's rows were published to
     watch     which keeper looks for lost triggers
     mark      how far the receivers of a broker's queues have come
+    rule      what limits allow: how often jobs of an actor may start, how many of them, or of a queue, may run at once
+    gate      a key that is limited: its lock, and what it has to remember
     duty      what one keeper does for all: when its next turn is, and how far it got
     sample    depths and ages of the queues over time, for charts
     activity  what the workers did in each minute, for charts
@@ -126,7 +128,7 @@ job = Table(
     # The sender's key for this very job, and the actor's for jobs that count as the same.
     Column("idempotency_key", Text),
     Column("unique_key", Text),
-    # What it counts against, and how much; its reserved slot, and the version of the limit that gave it (ADR 26).
+    # What it counts against, and how much; its place among those that were promised a slot, and the version of the limit (ADR 26).
     Column("rate_key", Text),
     Column("rate_cost", Integer),
     Column("reserved_at", DateTime(timezone=True)),
@@ -138,6 +140,8 @@ job = Table(
     # The key whose slots it waits for, and its place in that line.
     Column("blocked_on", Text),
     Column("line", Float),
+    # Whether it has a rate_key or a concurrency_key: the plain claims pass it by.
+    Column("limited", Boolean, nullable=False, server_default=text("false")),
     # The batch it belongs to, and the job or the batch whose completion it waits for: it was not given its result yet.
     Column("batch_id", Uuid),
     Column("upstream_id", Uuid),
@@ -156,11 +160,13 @@ job = Table(
     Index("job_due", text(_KIND), "next_publish_at", postgresql_where=text("next_publish_at IS NOT NULL")),
     # The rescue's, and the list of what runs.
     Index("job_lease", "lease_until", postgresql_where=text("state = 'running'")),
-    # The Postgres broker's queue. Rows of other brokers do not pay for it.
+    # The Postgres broker's queue. Rows of other brokers do not pay for it. What a limit decides about stands aside, so that it hides
+    # nothing from the plain claim.
     Index(
         "job_ready",
         "queue",
         "suspect",
+        "limited",
         "priority",
         "id",
         postgresql_where=text("state = 'pending' AND broker = 'postgres' AND wait_reason IS DISTINCT FROM 'paused'"),
@@ -195,6 +201,33 @@ job = Table(
     ),
     # The dead letters by what they have in common.
     Index("job_dead_group", "fingerprint", "finished_at", "id", postgresql_where=text("state = 'dead'")),
+    # What a limit has to decide about, whatever broker carries it.
+    Index(
+        "job_limited",
+        "queue",
+        "suspect",
+        "priority",
+        "id",
+        postgresql_where=text("state = 'pending' AND limited AND wait_reason IS DISTINCT FROM 'paused'"),
+    ),
+    # The slots of each key that are taken; the line in front of it, the last of each flow in that, and whose turn it is.
+    Index("job_slots", "concurrency_key", postgresql_where=text("state = 'running' AND concurrency_key IS NOT NULL")),
+    Index(
+        "job_line",
+        "blocked_on",
+        "priority",
+        "line",
+        "id",
+        postgresql_where=text("state = 'scheduled' AND blocked_on IS NOT NULL"),
+    ),
+    Index(
+        "job_flow",
+        "blocked_on",
+        text("(COALESCE(fair_key, ''))"),
+        "line",
+        postgresql_where=text("state = 'scheduled' AND blocked_on IS NOT NULL"),
+    ),
+    Index("job_turn", "blocked_on", postgresql_where=text("state = 'pending' AND blocked_on IS NOT NULL")),
     # Jobs waiting for a worker that knows their actor.
     Index("job_unknown_actor", "wait_since", postgresql_where=text("wait_reason = 'unknown_actor'")),
     # Scheduled rows that wait for something else than a time.
@@ -400,6 +433,50 @@ mark = Table(
     Column("band", Integer, primary_key=True, autoincrement=False),
     # All that was published before this has been received.
     Column("at", DateTime(timezone=True), nullable=False),
+)
+
+rule = Table(
+    "rule",
+    metadata,
+    # rate and concurrency: of an actor; queue: how many of a queue may run at once.
+    Column("kind", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    # In force: so many in a period of so many seconds (null: at once), and so many of them together.
+    Column("amount", Integer, nullable=False),
+    Column("period", Float),
+    Column("burst", Integer),
+    # What the code or the settings declare; null: nothing, an operator alone wants it.
+    Column("declared_amount", Integer),
+    Column("declared_period", Float),
+    Column("declared_burst", Integer),
+    # An operator decided otherwise, until it is reset.
+    Column("overridden", Boolean, nullable=False, server_default=text("false")),
+    # Raised with each change; what was promised under an older one is void, and until all of that came once more it is renewing.
+    Column("version", BigInteger, nullable=False, server_default=text("1")),
+    Column("renewing", Boolean, nullable=False, server_default=text("false")),
+    Column("changed_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    CheckConstraint("kind IN ('rate', 'concurrency', 'queue')", name="kind_known"),
+    CheckConstraint(
+        "amount > 0 AND CASE WHEN kind = 'rate' THEN period > 0 AND burst > 0 ELSE period IS NULL AND burst IS NULL END",
+        name="limits_something",
+    ),
+)
+
+gate = Table(
+    "gate",
+    metadata,
+    # rate or slot. What they remember stands in ledger/sql/limits.sql.
+    Column("kind", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    # The rule's: an actor or a queue.
+    Column("name", Text, nullable=False),
+    Column("version", BigInteger, nullable=False, server_default=text("0")),
+    Column("tat", DateTime(timezone=True)),
+    Column("tail", DateTime(timezone=True)),
+    Column("shift", Float, nullable=False, server_default=text("0")),
+    Column("clock", Float, nullable=False, server_default=text("0")),
+    Column("used_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    postgresql_with={"fillfactor": "70"},
 )
 
 duty = Table(

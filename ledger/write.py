@@ -14,21 +14,21 @@ from itertools import islice
 from operator import attrgetter
 from time import monotonic
 from typing import Any, Final
-from uuid import UUID
 
 from psycopg import Connection, Cursor, Pipeline
 from psycopg.errors import UniqueViolation
 
-from errors import JobExists
 from ledger import batches, keys
 from ledger.arrays import plain, texts, words
 from ledger.batches import Together
 from ledger.database import BoundedConnection
 from ledger.fingerprint import failure_kind
+from ledger.limits import free_slots
 from ledger.prepared import Prepared
 from ledger.records import ClaimedJob, DueJob, Enqueued, Finish, JobControl, NewJob, Rescued, Unclaimed, WorkerRow
+from ledger.repeats import recognise, sorted_out
 from ledger.sql import SQL
-from ledger.states import TERMINAL, State
+from ledger.states import State
 
 Conn = Connection[Any]
 
@@ -56,7 +56,7 @@ def enqueue(connection: BoundedConnection, job: NewJob) -> Enqueued:
         JobExists: another job, or one that has ended, has this message id.
     """
     if job.has_keys:
-        return keys.enqueue_one(connection, job, _insert_controlled, _recognise)
+        return keys.enqueue_one(connection, job, _insert_controlled, recognise)
     if job.control is not None:
         return _written(connection, [job], _insert_controlled(connection, [job]).fetchall())[0]
     try:
@@ -82,7 +82,7 @@ def enqueue(connection: BoundedConnection, job: NewJob) -> Enqueued:
     except UniqueViolation as error:
         if error.diag.constraint_name != "job_message_id_key":
             raise
-        return _recognise(connection, [job])[0]
+        return recognise(connection, [job])[0]
     return Enqueued(int(id_ or 0), job.message_id, True)
 
 
@@ -108,7 +108,7 @@ def enqueue_many(
         sent: list[tuple[list[NewJob], Cursor[Any] | list[Enqueued]]] = []
         while part := list(islice(rest, PART)):
             if any(job.has_keys for job in part):
-                sent.append((part, keys.enqueue_batch(connection, part, _insert_controlled, _recognise, lenient=lenient)))
+                sent.append((part, keys.enqueue_batch(connection, part, _insert_controlled, recognise, lenient=lenient)))
             else:
                 sent.append((part, _insert(connection, part)))
         for part, answer in sent:
@@ -173,36 +173,7 @@ def _written(connection: Conn, jobs: Sequence[NewJob], rows: Sequence[tuple[int,
         # A KeyError: an id that Postgres writes in another form, or one that stands in the batch twice.
         with suppress(KeyError):
             return [Enqueued(ids[job.message_id], job.message_id, True) for job in jobs]
-    return _sorted_out(connection, jobs, ids)
-
-
-def _sorted_out(connection: Conn, jobs: Sequence[NewJob], ids: dict[str, int]) -> list[Enqueued]:
-    """Tell the jobs that were written from those stored before, and those that stand in the batch twice."""
-    written = {}
-    for position, job in enumerate(jobs):
-        id_ = ids.pop(str(UUID(job.message_id)), None)
-        if id_ is not None:
-            written[position] = Enqueued(id_, job.message_id, True)
-    others = iter(_recognise(connection, [job for position, job in enumerate(jobs) if position not in written]))
-    return [written.get(position) or next(others) for position in range(len(jobs))]
-
-
-def _recognise(connection: Conn, jobs: Sequence[NewJob]) -> list[Enqueued]:
-    """A send repeats itself after a lost reply: the same actor and arguments under the same id are the same job, while it lives."""
-    rows = connection.execute(SQL["existing_jobs"], {"message_ids": [job.message_id for job in jobs]}).fetchall()
-    found = {row[1]: row for row in rows}
-    same: list[Enqueued] = []
-    for job in jobs:
-        row = found.get(str(UUID(job.message_id)))
-        if row is None:
-            raise JobExists(job.message_id, "it was removed while it was being sent again")
-        id_, _, queue, actor, state, payload = row
-        if (queue, actor, payload) != (job.queue, job.actor, job.payload):
-            raise JobExists(job.message_id, f"with actor {actor!r} and other arguments")
-        if State(state) in TERMINAL:
-            raise JobExists(job.message_id, f"it is {state}")
-        same.append(Enqueued(id_, job.message_id, False))
-    return same
+    return sorted_out(connection, jobs, ids)
 
 
 def claim_by_id(
@@ -293,11 +264,11 @@ def finish(connection: Conn, finishes: Iterable[Finish]) -> set[int]:
     """
     completed: list[Finish] = []
     otherwise: list[Finish] = []
-    children = False
+    more = False
     for entry in sorted(finishes, key=_by_id):
         (completed if entry.state is State.COMPLETED else otherwise).append(entry)
-        children = children or bool(entry.children) or entry.upstream is not None
-    if not otherwise and not children:
+        more = more or entry.limited or bool(entry.children) or entry.upstream is not None
+    if not otherwise and not more:
         return _finish_completed(connection, completed)
     with connection.transaction():
         done = _finish_completed(connection, completed) if completed else set()
@@ -318,6 +289,9 @@ def finish(connection: Conn, finishes: Iterable[Finish]) -> set[int]:
             completed=[entry for entry in completed if entry.upstream is not None and entry.id in done],
             cancelled=[entry.upstream for entry in otherwise if entry.upstream and outcomes.get(entry.id) == "cancelled"],
         )
+        # Last, since it waits for whoever decides about a key: the locks of one batch are held for no longer than they must.
+        if freed := [entry.id for entry in (*completed, *otherwise) if entry.limited and entry.id in done]:
+            free_slots(connection, freed)
     return done
 
 
@@ -372,7 +346,12 @@ def release_unstarted(connection: Conn, claims: Sequence[tuple[int, str]]) -> se
     """Give back claims (id, token) that never started; no attempt is spent. Returns the ids that were still ours."""
     ordered = sorted(claims)
     parameters = {"ids": [id_ for id_, _ in ordered], "tokens": [token for _, token in ordered]}
-    return {row[0] for row in connection.execute(SQL["release_unstarted"], parameters).fetchall()}
+    with connection.transaction():
+        rows = connection.execute(SQL["release_unstarted"], parameters).fetchall()
+        _take_along(connection, rows)
+        ours = {id_ for id_, *_ in rows}
+        free_slots(connection, ours)
+    return ours
 
 
 def beat(connection: Conn, worker: WorkerRow) -> None:
@@ -486,7 +465,15 @@ def rescue_worker(
             return []
         parameters = {"worker": worker, "alive": alive, "max_lost": max_lost, "backoff": backoff, "now": now}
         rows = connection.execute(SQL["rescue_worker"], parameters).fetchall()
+        _take_along(connection, rows)
+        free_slots(connection, [row[0] for row in rows])
     return [Rescued(row[0], State(row[1]), row[2], row[3]) for row in rows]
+
+
+def _take_along(connection: Conn, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Cancel what waits for jobs that were cancelled: the last column is the message id of such a row."""
+    if cancelled := [row[-1] for row in rows if row[-1] is not None]:
+        batches.cancel_followers(connection, cancelled)
 
 
 def replay(connection: Conn, message_id: str) -> bool:

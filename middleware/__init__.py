@@ -16,6 +16,7 @@ from dramatiq.results import Results
 from ledger.database import Database
 from middleware.callbacks import Callbacks
 from middleware.cancellation import Cancellation
+from middleware.concurrency import Concurrency
 from middleware.current_job import CurrentJob
 from middleware.dead_letter import DeadLetterHook
 from middleware.event_loop import EventLoop
@@ -25,6 +26,7 @@ from middleware.log_context import LogContext
 from middleware.max_age import MaxAge
 from middleware.payload import CheckedPayload
 from middleware.periodic import Periodic
+from middleware.rate_limit import RateLimit
 from middleware.results import LedgerResults
 from middleware.retries import Retries
 from middleware.secrets import Secrets
@@ -61,6 +63,9 @@ def stack(settings: Settings, database: Database) -> list[Middleware]:
         Idempotency(settings),
         UniqueJobs(settings),
         DeadLetterHook(),
+        # After the payload check: their keys are told from the arguments.
+        RateLimit(),
+        Concurrency(),
         # After-hooks come back up: these two see the verdict that status and retries noted below them.
         Results(backend=LedgerResults(database), store_results=True),
         Callbacks(),

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator
@@ -351,62 +350,8 @@ def _origin(options: dict[str, Any] | None) -> dict[str, Any]:
     return {"schedule": options["schedule"], "tick_at": tick_at and datetime.fromisoformat(tick_at)}
 
 
-class RecordingJob(Job):
-    """A job for unit tests: remembers what it was told."""
-
-    #: What the test says.
-    cancelled = False
-
-    def __init__(
-        self,
-        *,
-        connection: Connection[Any] | None = None,
-        cancelled: bool = False,
-        steps: dict[str, str] | None = None,
-        **fields: Any,
-    ) -> None:
-        super().__init__(**fields)
-        self.cancelled = cancelled
-        self._connection = connection
-        #: Whether ``transaction()`` has completed the job.
-        self.completed = False
-        #: Every ``progress`` call, as (percent, stage).
-        self.progress_calls: list[tuple[float, str | None]] = []
-        #: Every line given to ``log``.
-        self.log_lines: list[str] = []
-        #: What it remembers, as JSON texts by the steps' names.
-        self.steps: dict[str, str] = {} if steps is None else steps
-
-    def _known_step(self, name: str) -> str | None:
-        return self.steps.get(name)
-
-    def _store_step(self, name: str, result: Any) -> str:
-        return self.steps.setdefault(name, encode_result(result, sys.maxsize) or "null")
-
-    def _report(self, percent: float, stage: str | None) -> None:
-        self.progress_calls.append((percent, stage))
-
-    def _append(self, line: str) -> None:
-        self.log_lines.append(line)
-
-    @contextmanager
-    def _completing(self) -> Iterator[Connection[Any]]:
-        if self._connection is None:
-            raise RuntimeError(
-                "job.transaction() needs a database, and this job is a test's: use `with job_context(connection=...)` "
-                "with a psycopg connection"
-            )
-        if self.completed:
-            raise RuntimeError("this job is completed already; job.transaction() can complete it once")
-        with self._connection.transaction():
-            yield self._connection
-        self.completed = True
-
-    def _check_result(self, value: Any) -> None:
-        encode_result(value, sys.maxsize)
-
-
-_current: Final[ContextVar[Job | None]] = ContextVar("switchyard_current_job", default=None)
+#: The job of the running code; set by the worker's middleware, and by ``job_context`` in a unit test.
+running_job: Final[ContextVar[Job | None]] = ContextVar("switchyard_current_job", default=None)
 
 
 def current_job() -> Job:
@@ -415,7 +360,7 @@ def current_job() -> Job:
     Raises:
         RuntimeError: called outside an actor; in a unit test, use ``with switchyard.job_context(): ...``.
     """
-    job = _current.get()
+    job = running_job.get()
     if job is None:
         raise RuntimeError("current_job() works inside a running actor only; in a unit test use `with switchyard.job_context():`")
     return job
@@ -423,31 +368,7 @@ def current_job() -> Job:
 
 def find_current_job() -> Job | None:
     """The job this code runs for, or None outside an actor."""
-    return _current.get()
-
-
-@contextmanager
-def job_context(
-    *,
-    id: str = "00000000-0000-7000-8000-000000000001",
-    actor: str = "test",
-    queue: str = "default",
-    attempt: int = 1,
-    connection: Connection[Any] | None = None,
-    **fields: Any,
-) -> Iterator[RecordingJob]:
-    """Run a unit test's code as if inside a job; yields the job, which records progress and log lines.
-
-    Parameters:
-        connection: what ``job.transaction()`` works on, in a transaction (or, inside one of the test's own, a savepoint) as in a worker;
-            without it, ``transaction()`` raises. Sends are no part of it: they go where the test's broker takes them.
-    """
-    job = RecordingJob(id=id, actor=actor, queue=queue, attempt=attempt, connection=connection, **fields)
-    token = _current.set(job)
-    try:
-        yield job
-    finally:
-        _current.reset(token)
+    return running_job.get()
 
 
 class CurrentJob(Middleware):
@@ -465,7 +386,7 @@ class CurrentJob(Middleware):
         leave_all()
         claim: Claim = message.claim
         job = ClaimedJobContext(broker, message, self)
-        self._local.tokens = (current_claim.set(claim), _current.set(job))
+        self._local.tokens = (current_claim.set(claim), running_job.set(job))
 
     def after_process_message(
         self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
@@ -475,7 +396,7 @@ class CurrentJob(Middleware):
         if tokens is None:
             return
         self._local.tokens = None
-        job = _current.get()
+        job = running_job.get()
         if cast("Claim", message.claim).completion is Completion.COMMITTED:
             say_too_late(result, exception)
         try:
@@ -484,7 +405,7 @@ class CurrentJob(Middleware):
         except LeaseLost as error:
             logger.warning("last progress refused", error=str(error))
         finally:
-            _current.reset(tokens[1])
+            running_job.reset(tokens[1])
             current_claim.reset(tokens[0])
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:

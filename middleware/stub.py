@@ -1,8 +1,9 @@
 """BROKER=stub: actors in unit tests, without any server.
 
 Dramatiq's own StubBroker with Dramatiq's own middleware, which is fault-free in one process, and those of ours that need no ledger: the
-payload check, the tags, schedules (checked, and never due), and ``current_job()``, whose progress and lines go nowhere. The option names
-are the same, and checked the same; keys make no two sends one, for there is no ledger to remember them.
+payload check, the tags, schedules (checked, and never due), limits (checked, and holding nobody back), and ``current_job()``, whose
+progress and lines go nowhere. The option names are the same, and checked the same; keys make no two sends one, for there is no ledger to
+remember them.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from dramatiq.rate_limits.backends import StubBackend as StubBarriers
 from dramatiq.results import Results
 from dramatiq.results.backends import StubBackend
 
-from middleware.current_job import job_context
+from middleware.concurrency import Concurrency
 from middleware.dead_letter import DeadLetterHook
 from middleware.idempotency import Idempotency
+from middleware.job_context import job_context
 from middleware.payload import CheckedPayload
 from middleware.periodic import Periodic
+from middleware.rate_limit import RateLimit
 from middleware.secrets import Secrets
 from middleware.tags import Tags
 from middleware.unique import UniqueJobs
@@ -80,6 +83,8 @@ def stub_stack(settings: Settings | None = None) -> list[Middleware]:
         Idempotency(settings),
         UniqueJobs(settings),
         DeadLetterHook(),
+        RateLimit(),
+        Concurrency(),
         StubCurrentJob(),
         Results(backend=StubBackend(), store_results=True),
     ]

@@ -132,6 +132,7 @@ def _completed(claim: Claim, result: str | None) -> Finish:
         started=claim.started if claim.started is not None else now,
         finished=now,
         result=result,
+        limited=claim.job.limited,
     )
 
 

@@ -126,6 +126,8 @@ class HeldClaims:
         self.accepted = 0
         #: Executions that never ended; their threads are lost to the process.
         self.given_up = 0
+        #: Held while limited jobs are claimed, for idle threads alone.
+        self.admitting = threading.Lock()
         self._commit_start = commit_start
         self._suspect: Claim | None = None
         self._samples: deque[tuple[float, int]] = deque([(monotonic(), 0)])
@@ -167,6 +169,25 @@ class HeldClaims:
             if room > 0 or left <= 0 or self._closed:
                 self._room_wanted = False
                 return room
+            self._room_freed.wait(left)
+
+    def idle(self) -> int:
+        """How many threads have nothing to do, and nothing that waits for them."""
+        return 0 if self._closed else max(0, self.threads - len(self.occupied))
+
+    def wait_for_idle(self, timeout: float) -> int:
+        """Block until a thread is idle, for at most ``timeout`` seconds or until ``close``. Returns how many are."""
+        deadline = monotonic() + timeout
+        while True:
+            self._room_freed.clear()
+            self._room_wanted = True
+            # Each end counts, however much waits.
+            self._wake_at = MAX_ROOM
+            idle = self.idle()
+            left = deadline - monotonic()
+            if idle > 0 or left <= 0 or self._closed:
+                self._room_wanted = False
+                return idle
             self._room_freed.wait(left)
 
     def close(self) -> None:

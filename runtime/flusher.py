@@ -81,6 +81,7 @@ class Flusher:
 
     def put(self, claim: Claim, finish: Finish) -> None:
         """Hand over one end. Waits only when thousands are waiting already, which takes an outage of Postgres."""
+        finish.limited = claim.job.limited
         self._queue.put((claim, finish))
         while len(self._held.settling) > MAX_WAITING and self.alive:
             # A short wait and another look: the flusher may have caught up between the two.
@@ -136,10 +137,11 @@ class Flusher:
             self._held.forget(claim)
         if len(self._held.settling) <= MAX_WAITING:
             self._below_limit.set()
+        # A slot that was freed may have woken somebody.
         waiting = [
-            0.0 if finish.children or finish.upstream else finish.delay
+            0.0 if finish.children or finish.upstream or finish.limited else finish.delay
             for _, finish in batch
-            if finish.children or finish.upstream or finish.state in _WAITS
+            if finish.children or finish.upstream or finish.limited or finish.state in _WAITS
         ]
         if waiting:
             self._on_waiting(min(waiting))

@@ -82,6 +82,8 @@ class WorkerNode:
         self.tally = Tally()
         self.held = HeldClaims(threads=threads, lease=settings.lease, commit_start=self._commit_start)
         self.queue = WorkQueue(self.held)
+        #: Told the seconds until the soonest job that this process sent into waiting.
+        self.on_waiting = on_waiting
         self.flusher = Flusher(database, self.held, self.counters, on_waiting=on_waiting)
         row = WorkerRow(
             id=self.id,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any, Final, Protocol
 
@@ -42,14 +42,24 @@ def max_attempts(message: HasOptions, actor: HasOptions | None) -> int | None:
     return None if retries is None else int(retries) + 1
 
 
-def control(message: HasOptions) -> JobControl | None:
-    """What a message's options say that most messages have nothing to say of; None: nothing."""
-    options = message.options
-    # Dramatiq's own name for the group that a message belongs to.
-    schedule, batch = options.get("schedule"), options.get("group_completion_uuid")
-    if schedule is None and batch is None:
-        return None
-    return JobControl(schedule=schedule, tick_at=options.get("tick_at"), batch_id=batch)
+class Controls(Protocol):
+    """A middleware that has something to say about a job's control, such as the limits that it counts against."""
+
+    def control_of(self, message: Any, actor: Any, payload: str) -> Mapping[str, Any] | None:
+        """Fields of ``JobControl``, or None: nothing about this message. ``payload`` is the JSON text of its arguments."""
+
+
+def control(message: HasOptions, actor: HasOptions | None, controls: Iterable[Controls], payload: str) -> JobControl | None:
+    """What a message's options, and the middlewares, say that most messages have nothing to say of; None: nothing."""
+    fields: dict[str, Any] = {}
+    for middleware in controls:
+        fields |= middleware.control_of(message, actor, payload) or {}
+    if options := message.options:
+        # Dramatiq's own name for the group that a message belongs to.
+        schedule, batch = options.get("schedule"), options.get("group_completion_uuid")
+        if schedule is not None or batch is not None:
+            fields |= {"schedule": schedule, "tick_at": options.get("tick_at"), "batch_id": batch}
+    return JobControl(**fields) if fields else None
 
 
 def max_lost(message: HasOptions, actor: HasOptions | None) -> int | None:

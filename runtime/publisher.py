@@ -82,7 +82,7 @@ class Publisher:
     def __init__(
         self,
         outlet: Callable[[str], Outlet],
-        probe: Callable[[str], None],
+        probe: Callable[[str], object],
         make_due: Callable[[Sequence[int]], None],
         *,
         grace: float,

@@ -21,9 +21,9 @@ PUBLIC = {
     "SettingsError", "Snooze", "State", "SwitchyardError", "Tick", "add_to_batch", "attempts", "batch", "cancel", "cancel_many",
     "children", "configure", "counts", "create_schedule", "cron", "current_job", "database", "dead_groups", "dead_letters",
     "delete_schedule", "discard", "discard_many", "edit", "enlist", "enqueue_many", "find_by_key", "forget_key", "get_job",
-    "get_schedule", "group", "job_context", "list_batches", "list_jobs", "logs", "pause", "pause_schedule", "paused", "pipeline",
-    "replay", "replay_many", "resume", "resume_schedule", "run_schedule", "schedule_ticks", "schedules", "settings",
-    "try_replay", "update_schedule", "wait",
+    "get_schedule", "group", "job_context", "limits", "list_batches", "list_jobs", "logs", "pause", "pause_schedule", "paused",
+    "pipeline", "replay", "replay_many", "reset_limit", "resume", "resume_schedule", "run_schedule", "schedule_ticks",
+    "schedules", "set_limit", "settings", "try_replay", "update_schedule", "wait",
 }  # fmt: skip
 
 

@@ -188,7 +188,7 @@ def _time(job: Job) -> str:
     if job.state is State.RUNNING:
         return f"runs {max(0.0, (now - (job.started_at or job.run_at or now)).total_seconds()):.1f} s"
     if job.run_at is None:
-        return f"waits for {job.wait_reason}"
+        return f"waits for {job.blocked_on or job.wait_reason}"
     left = (job.run_at - now).total_seconds()
     return f"in {left:.1f} s" if left > 0 else f"waits {-left:.1f} s"
 

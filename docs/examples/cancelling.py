@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import dramatiq
 
@@ -24,10 +25,17 @@ def render(film: str) -> None:
         raise
 
 
+def look(message: dramatiq.Message[Any]) -> switchyard.Job:
+    """The job of a message, as it stands now."""
+    job = switchyard.get_job(message.message_id)
+    assert job is not None
+    return job
+
+
 def main() -> None:
     """Send, think better of it, and look at what became of the jobs."""
     running = render.send("first")
-    while switchyard.get_job(running.message_id).stage is None:
+    while look(running).stage is None:
         time.sleep(0.05)
     later = switchyard.enqueue_many(
         [render.message_with_options(args=("later",), tags=["night"]) for _ in range(3)], delay=3_600_000
@@ -39,7 +47,7 @@ def main() -> None:
     job = switchyard.wait(running.message_id, timeout=30)
     print(f"{job.state}: {job.error}")
     print(switchyard.logs(job.id)[0].line)
-    print(switchyard.get_job(later[0].message_id).state)
+    print(look(later[0]).state)
     print("again:", switchyard.cancel(running.message_id))
 
 

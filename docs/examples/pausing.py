@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import dramatiq
 
@@ -17,13 +18,20 @@ def write_to(name: str, text: str) -> str:
     return f"{text}, {name}"
 
 
+def look(message: dramatiq.Message[Any]) -> switchyard.Job:
+    """The job of a message, as it stands now."""
+    job = switchyard.get_job(message.message_id)
+    assert job is not None
+    return job
+
+
 def main() -> None:
     """Pause, send, change, resume."""
     switchyard.pause(queue="mail")
     ada, bob = write_to.send("Ada", "Hello"), write_to.send("Bob", "Hello")
-    while switchyard.get_job(bob.message_id).wait_reason is None:
+    while look(bob).wait_reason is None:
         time.sleep(0.05)
-    print("waits because it is", switchyard.get_job(bob.message_id).wait_reason)
+    print("waits because it is", look(bob).wait_reason)
 
     switchyard.edit(bob.message_id, kwargs={}, args=["Bob", "Good morning"], priority=-10)
     print([pause.what for pause in switchyard.paused()])

@@ -113,7 +113,7 @@ RETURNING id;
 -- name: look_at_batches
 -- Which of these batches have news: the first dead job, all ended, all completed. A few index probes each while a batch is at work; its
 -- jobs are counted only once none of them is. Nested batches count as the jobs they stand for. A stock group may lack children that
--- were never sent, or never will be; after an hour nobody waits for them any more.
+-- were never sent, or never will be; after an hour nobody waits for them any more. One that has none was rolled back.
 WITH looked AS MATERIALIZED (
     SELECT
         b.id, b.died_at, b.completed_at, b.total, b.expected, b.created_at,
@@ -141,7 +141,10 @@ counted AS MATERIALIZED (
         l.*,
         NOT l.active AND (
             l.expected IS NULL
-            OR l.created_at < coalesce(%(now)s, clock_timestamp()) - interval '1 hour'
+            OR (
+                l.created_at < coalesce(%(now)s, clock_timestamp()) - interval '1 hour'
+                AND EXISTS (SELECT 1 FROM switchyard.job AS j WHERE j.batch_id = l.id)
+            )
             OR l.expected <= (SELECT count(*) FROM switchyard.job AS j WHERE j.batch_id = l.id)
         ) AS ended,
         NOT l.active AND NOT l.dead AND NOT l.nested
@@ -187,8 +190,11 @@ ORDER BY id;
 SELECT id::text, place FROM switchyard.batch WHERE parent_id = %(id)s AND NOT followed ORDER BY place, number;
 
 -- name: open_batch
--- Hold a batch that still takes jobs; no row: there is none of that id. Null: it takes no more.
-SELECT CASE WHEN completed_at IS NULL THEN root_id::text END FROM switchyard.batch WHERE id = %(id)s FOR UPDATE;
+-- Hold a batch that jobs are to be added to; no row: there is none of that id. Why it takes none, or null.
+SELECT CASE WHEN completed_at IS NOT NULL THEN 'it is complete' WHEN waits_for IS NOT NULL THEN 'it waits for a step before it' END
+FROM switchyard.batch
+WHERE id = %(id)s
+FOR UPDATE;
 
 -- name: grow_batch
 -- Jobs were added to it.
@@ -207,13 +213,13 @@ ORDER BY number
 LIMIT %(limit)s;
 
 -- name: prune_batches
--- Batches over for so long that their jobs have been removed, and those that never began.
+-- Batches over for so long that their jobs have been removed, and those that never began or never had any.
 DELETE FROM switchyard.batch AS b
 WHERE b.id IN (
     SELECT o.id
     FROM switchyard.batch AS o
     WHERE o.number > %(after)s
-        AND CASE WHEN o.waits_for IS NULL THEN o.completed_at ELSE o.created_at END < coalesce(%(now)s, clock_timestamp()) - make_interval(secs => %(keep)s)
+        AND CASE WHEN o.waits_for IS NULL AND o.expected IS NULL THEN o.completed_at ELSE o.created_at END < coalesce(%(now)s, clock_timestamp()) - make_interval(secs => %(keep)s)
         AND NOT EXISTS (SELECT 1 FROM switchyard.job AS j WHERE j.batch_id = o.id)
         AND NOT EXISTS (SELECT 1 FROM switchyard.batch AS c WHERE c.parent_id = o.id)
         AND NOT EXISTS (SELECT 1 FROM switchyard.job AS j WHERE j.upstream_id = o.id)

@@ -1,7 +1,8 @@
 -- Taking jobs. A claim is one guarded update: only a pending row can be claimed, by whoever's update comes first; under READ
 -- COMMITTED the second one waits for the row lock, looks again, and finds it running. The token is made by the client, so that
 -- a claim whose reply was lost can be read back. Unknown actors are left alone: another process may know them. So is what is paused; while
--- nothing is, that costs one probe of an empty table.
+-- nothing is, that costs one probe of an empty table. What a limit decides about is left to `admit` (limits.sql): jobs that are limited,
+-- and all jobs of a queue that is.
 -- Times are told by date_part, which is a double's arithmetic: extract is a numeric's, and four of those were 3 us of a claim's 20.
 
 -- name: claim_by_id
@@ -15,6 +16,7 @@ WHERE id = ANY(%(ids)s::bigint[]) AND state = 'pending' AND suspect = %(suspects
         NOT EXISTS (SELECT 1 FROM switchyard.pause)
         OR NOT EXISTS (SELECT 1 FROM switchyard.pause AS p WHERE p.queue IN (job.queue, '*') AND p.actor IN (job.actor, '*'))
     )
+    AND NOT limited AND queue <> ALL(ARRAY(SELECT name FROM switchyard.rule WHERE kind = 'queue'))
 RETURNING id, message_id::text, queue, actor, payload, options, generation, attempt, failures, max_attempts, suspect,
     (date_part('epoch', created_at) * 1000)::bigint AS created_ms,
     (date_part('epoch', clock_timestamp()) * 1000)::bigint AS claimed_ms, parent_id::text, tags,
@@ -34,6 +36,7 @@ WITH picked AS MATERIALIZED (
             NOT EXISTS (SELECT 1 FROM switchyard.pause)
             OR NOT EXISTS (SELECT 1 FROM switchyard.pause AS p WHERE p.queue IN (job.queue, '*') AND p.actor IN (job.actor, '*'))
         )
+        AND NOT limited AND NOT EXISTS (SELECT 1 FROM switchyard.rule WHERE kind = 'queue' AND name = %(queue)s)
     ORDER BY priority, id
     LIMIT %(limit)s
     FOR UPDATE SKIP LOCKED
@@ -55,7 +58,8 @@ SELECT id, message_id::text, queue, actor, payload, options, generation, attempt
     (date_part('epoch', created_at) * 1000)::bigint AS created_ms,
     (date_part('epoch', clock_timestamp()) * 1000)::bigint AS claimed_ms, parent_id::text, tags,
     (date_part('epoch', expires_at) * 1000)::bigint AS expires_ms, max_lost,
-    (date_part('epoch', run_at) * 1000)::bigint AS due_ms, batch_id::text
+    (date_part('epoch', run_at) * 1000)::bigint AS due_ms, batch_id::text,
+    limited OR EXISTS (SELECT 1 FROM switchyard.rule AS l WHERE l.kind = 'queue' AND l.name = job.queue) AS limited
 FROM switchyard.job
 WHERE worker = %(worker)s AND token = %(token)s AND state = 'running'
 ORDER BY priority, id;
@@ -70,18 +74,19 @@ WHERE EXISTS (
     SELECT 1
     FROM switchyard.job AS j
     WHERE j.queue = q.queue AND j.suspect = s.suspect AND j.state = 'pending' AND j.broker = 'postgres'
-        AND j.actor = ANY(%(actors)s::text[]) AND j.wait_reason IS DISTINCT FROM 'paused'
+        AND j.actor = ANY(%(actors)s::text[]) AND j.wait_reason IS DISTINCT FROM 'paused' AND NOT j.limited
         AND (
             NOT EXISTS (SELECT 1 FROM switchyard.pause)
             OR NOT EXISTS (SELECT 1 FROM switchyard.pause AS p WHERE p.queue IN (j.queue, '*') AND p.actor IN (j.actor, '*'))
         )
-);
+) AND NOT EXISTS (SELECT 1 FROM switchyard.rule AS l WHERE l.kind = 'queue' AND l.name = q.queue);
 
 -- name: why_not_claimed
--- Triggers whose rows were not claimed: gone, not pending any more, paused, a suspect, or of an unknown actor.
+-- Triggers whose rows were not claimed: gone, not pending any more, paused, a suspect, of an unknown actor, or for a limit to decide about.
 SELECT
     id, state, actor, suspect,
-    EXISTS (SELECT 1 FROM switchyard.pause AS p WHERE p.queue IN (j.queue, '*') AND p.actor IN (j.actor, '*')) AS paused
+    EXISTS (SELECT 1 FROM switchyard.pause AS p WHERE p.queue IN (j.queue, '*') AND p.actor IN (j.actor, '*')) AS paused,
+    queue, limited OR EXISTS (SELECT 1 FROM switchyard.rule AS l WHERE l.kind = 'queue' AND l.name = j.queue) AS limited
 FROM switchyard.job AS j
 WHERE id = ANY(%(ids)s::bigint[]);
 

@@ -18,12 +18,16 @@ WITH asked AS (
         cancel_requested_at = CASE WHEN state = 'running' THEN coalesce(cancel_requested_at, clock_timestamp()) END,
         next_publish_at = NULL, wait_reason = NULL, wait_since = NULL
     WHERE message_id = %(message_id)s AND state IN ('scheduled', 'pending', 'retrying', 'running')
-    RETURNING state, worker
+    RETURNING id, state, worker, blocked_on
 )
-SELECT state, CASE WHEN state = 'running' THEN pg_notify('switchyard_control', worker) END FROM asked;
+SELECT
+    state, CASE WHEN state = 'running' THEN pg_notify('switchyard_control', worker) END,
+    -- It may have had its turn for a slot.
+    CASE WHEN state = 'cancelled' AND blocked_on IS NOT NULL THEN switchyard.free_slots(ARRAY[id]) END
+FROM asked;
 
 -- name: cancel_rows
--- As cancel, for many rows that are still in one of these states; locked in id order. How many were cancelled, and how many asked.
+-- As cancel, for many rows that are still in one of these states; locked in id order. Which were cancelled, and how many asked.
 WITH picked AS MATERIALIZED (
     SELECT id
     FROM switchyard.job
@@ -39,15 +43,18 @@ asked AS (
         cancel_requested_at = CASE WHEN state = 'running' THEN coalesce(cancel_requested_at, clock_timestamp()) END,
         next_publish_at = NULL, wait_reason = NULL, wait_since = NULL
     WHERE id = ANY(ARRAY(SELECT id FROM picked))
-    RETURNING state, worker
+    RETURNING id, message_id, state, worker, blocked_on
+),
+freed AS MATERIALIZED (
+    SELECT switchyard.free_slots(ARRAY(SELECT id FROM asked WHERE state = 'cancelled' AND blocked_on IS NOT NULL)) AS woken
 ),
 rung AS MATERIALIZED (
     SELECT pg_notify('switchyard_control', w.worker) FROM (SELECT DISTINCT worker FROM asked WHERE state = 'running') AS w
 )
 SELECT
-    count(*) FILTER (WHERE state = 'cancelled') AS cancelled,
+    array_agg(message_id::text) FILTER (WHERE state = 'cancelled') AS cancelled,
     count(*) FILTER (WHERE state = 'running') AS asked,
-    (SELECT count(*) FROM rung) AS told
+    (SELECT count(*) FROM rung) AS told, (SELECT woken FROM freed) AS woken
 FROM asked;
 
 -- name: orders

@@ -73,7 +73,8 @@ WITH taken AS (
 INSERT INTO switchyard.job (
     message_id, queue, actor, priority, payload, options, max_attempts, parent_id, tags, broker, max_age, max_lost,
     state, run_at, next_publish_at, expires_at, publish_count, wait_reason, wait_since,
-    idempotency_key, unique_key, rate_key, rate_cost, concurrency_key, fair_key, fair_weight, batch_id, upstream_id, schedule, tick_at
+    idempotency_key, unique_key, rate_key, rate_cost, concurrency_key, fair_key, fair_weight, batch_id, upstream_id, schedule, tick_at,
+    limited
 )
 SELECT
     u.message_id, u.queue, u.actor, u.priority, u.payload::json, u.options::json, u.max_attempts, u.parent_id, u.tags, u.broker,
@@ -90,7 +91,7 @@ SELECT
     CASE WHEN u.grace > 0 AND NOT u.delay > 0 AND u.wait_reason IS NULL THEN 1 ELSE 0 END,
     u.wait_reason, CASE WHEN u.wait_reason IS NOT NULL THEN clock_timestamp() END,
     u.idempotency_key, u.unique_key, u.rate_key, u.rate_cost, u.concurrency_key, u.fair_key, u.fair_weight, u.batch_id, u.upstream_id,
-    u.schedule, u.tick_at
+    u.schedule, u.tick_at, u.rate_key IS NOT NULL OR u.concurrency_key IS NOT NULL
 FROM json_to_recordset(%(rows)s::json) AS u (
     message_id uuid, queue text, actor text, priority int, payload text, options text, max_attempts int, parent_id uuid, tags text[],
     broker text, max_age float8, max_lost int, delay float8, grace float8, wait_reason text,

@@ -80,7 +80,7 @@ SET state = CASE WHEN j.cancel_requested_at IS NULL THEN 'pending' ELSE 'cancell
     finished_at = CASE WHEN j.cancel_requested_at IS NOT NULL THEN clock_timestamp() END
 FROM unnest(%(ids)s::bigint[], %(tokens)s::uuid[]) AS f (id, token)
 WHERE j.id = ANY(%(ids)s::bigint[]) AND j.id = f.id AND j.token = f.token AND CASE WHEN j.state = 'running' THEN true END
-RETURNING j.id;
+RETURNING j.id, CASE WHEN j.state = 'cancelled' THEN j.message_id::text END AS cancelled;
 
 -- name: own_commits
 -- Of finishes that matched no row: which did we commit ourselves, before the connection was lost?

@@ -91,6 +91,8 @@ SELECT
     EXISTS (SELECT 1 FROM switchyard.job WHERE state = 'pending' AND wait_reason = 'paused') AS parked,
     EXISTS (SELECT 1 FROM switchyard.batch WHERE succeeded_at IS NULL AND waits_for IS NULL) AS batches,
     EXISTS (SELECT 1 FROM switchyard.dead_notice) AS deaths,
+    EXISTS (SELECT 1 FROM switchyard.job WHERE blocked_on > '' AND state = 'scheduled' AND next_publish_at IS NULL)
+        OR EXISTS (SELECT 1 FROM switchyard.rule WHERE renewing) AS held,
     -- What the search for strays needs to know at every sweep.
     (SELECT coalesce(json_object_agg(queue, broker), '{}') FROM switchyard.route) AS routes;
 
@@ -171,7 +173,7 @@ rescued AS (
         END
     FROM verdict AS v
     WHERE j.id = v.id
-    RETURNING j.id, j.generation, j.attempt, j.worker, j.started_at, j.state, j.lost, v.guilty
+    RETURNING j.id, j.message_id, j.generation, j.attempt, j.worker, j.started_at, j.state, j.lost, v.guilty
 ),
 history AS (
     INSERT INTO switchyard.attempt (job_id, generation, attempt, worker, started_at, outcome, error_type, error)
@@ -181,7 +183,7 @@ history AS (
         || CASE WHEN guilty THEN '; this job was running' ELSE '; this job was held by it' END
     FROM rescued
 )
-SELECT id, state, lost, guilty FROM rescued;
+SELECT id, state, lost, guilty, CASE WHEN state = 'cancelled' THEN message_id::text END AS cancelled FROM rescued;
 
 -- name: expire
 -- What waits and has outlived its max_age. A job that starts at this very moment is left to its worker, which looks as well.
@@ -229,7 +231,8 @@ strange AS MATERIALIZED (
     CROSS JOIN LATERAL (
         SELECT id, actor, wait_reason
         FROM switchyard.job
-        WHERE queue = q.name AND NOT suspect AND state = 'pending' AND broker = 'postgres' AND wait_reason IS DISTINCT FROM 'paused'
+        WHERE queue = q.name AND NOT suspect AND NOT limited AND state = 'pending' AND broker = 'postgres'
+            AND wait_reason IS DISTINCT FROM 'paused'
         ORDER BY priority, id
         LIMIT 1000
     ) AS head

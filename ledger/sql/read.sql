@@ -74,7 +74,8 @@ ORDER BY queue;
 SELECT id, message_id::text AS message_id, parent_id::text AS parent_id, actor, queue, priority, state, payload, tags,
        attempt, max_attempts, failures, lost, generation, created_at, nullif(run_at, 'infinity') AS run_at, started_at, finished_at, progress, stage, result,
        error_type, error, dead_reason, wait_reason, broker, worker, cancel_requested_at, idempotency_key, rate_key, concurrency_key,
-       batch_id::text AS batch_id, upstream_id::text AS upstream_id, fingerprint, schedule, tick_at
+       batch_id::text AS batch_id, upstream_id::text AS upstream_id, fingerprint, schedule, tick_at,
+       CASE WHEN state IN ('scheduled', 'pending') THEN blocked_on END AS blocked_on
 FROM switchyard.job;
 
 -- name: job_states

@@ -1,6 +1,6 @@
 """Add the columns of jobs that are steered: keys, limits, groups, schedules, requests to cancel.
 
-Lock cost: nullable columns without defaults, so each takes its lock for a moment.
+Lock cost: nullable columns without defaults, and one with a constant one, so each takes its lock for a moment.
 Deploy: before the code that needs them; older workers go on working.
 """
 
@@ -27,6 +27,7 @@ COLUMNS = (
     ("fair_weight", sa.Float()),
     ("blocked_on", sa.Text()),
     ("line", sa.Float()),
+    ("limited", sa.Boolean()),
     ("batch_id", sa.Uuid()),
     ("upstream_id", sa.Uuid()),
     ("fingerprint", sa.Text()),
@@ -37,7 +38,11 @@ COLUMNS = (
 
 def upgrade() -> None:
     for name, kind in COLUMNS:
-        op.add_column("job", sa.Column(name, kind), schema="switchyard")
+        # A constant default is no rewrite.
+        column = (
+            sa.Column(name, kind, nullable=False, server_default=sa.text("false")) if name == "limited" else sa.Column(name, kind)
+        )
+        op.add_column("job", column, schema="switchyard")
 
 
 def downgrade() -> None:

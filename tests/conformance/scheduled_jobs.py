@@ -34,6 +34,10 @@ def declare(broker: Broker) -> SimpleNamespace:
         note(f"{job.schedule} {job.tick_at}", job.id)
         return f"{job.schedule} {job.tick_at}"
 
+    @actor(periodic="@hourly")
+    def every_hour() -> None:
+        return None
+
     @actor(queue_name="leap", priority=3, max_retries=1, periodic=cron(NEVER, timezone="Europe/Berlin", args=["eu"]))
     def leap(region: str) -> str:
         return region

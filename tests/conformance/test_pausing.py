@@ -144,9 +144,17 @@ def test_a_retry_that_comes_due_meanwhile_waits_too(system, key):
     assert runs[key] == 2
 
 
-def test_what_a_trigger_leads_to_is_parked_without_a_keeper(make_settings, key):
-    system = System(make_settings(lease=30.0, sweep=30.0), declare=control_jobs.declare)
+@pytest.fixture
+def without_sweeps(make_settings: Callable[..., Settings]) -> Iterator[System]:
+    """A running system whose keeper sweeps once, at its start."""
+    system = System(make_settings(lease=300.0, sweep=300.0), declare=control_jobs.declare)
     system.start(threads=1)
+    yield system
+    system.close()
+
+
+def test_what_a_trigger_leads_to_is_parked_without_a_keeper(without_sweeps, key):
+    system = without_sweeps
     system.ended(system.jobs.echo.send(f"{key} first"))
     switchyard.pause(queue="default")
 
@@ -156,7 +164,6 @@ def test_what_a_trigger_leads_to_is_parked_without_a_keeper(make_settings, key):
         parked(system, message)
     switchyard.resume(queue="default")
     assert system.ended(message).state is State.COMPLETED
-    system.close()
 
 
 def test_what_is_parked_can_be_cancelled(system, key):

@@ -46,6 +46,8 @@ END $$;
 CREATE TRIGGER rig_notice AFTER INSERT ON switchyard.dead_notice FOR EACH ROW EXECUTE FUNCTION public.rig_note_notice();
 """
 
+#: How many jobs of ``slotted`` may run at once.
+SLOTS = 3
 #: How often a body looks up from its sleep, in seconds, so that an interruption gets through.
 STEP = 0.02
 
@@ -149,6 +151,13 @@ def declare(broker: Broker, recorder: Recorder) -> SimpleNamespace:
         with execution():
             raise ValueError("never")
 
+    @actor(queue_name="slots", concurrency=SLOTS, max_retries=0)
+    def slotted(seconds: float = 0.0) -> dict[str, Any]:
+        """One of those of which so many may run at once."""
+        with execution() as run:
+            _linger(0.1 + seconds)
+            return run.result
+
     @actor(queue_name="poison", max_retries=1, time_limit=1_500)
     def poison(how: str) -> Any:
         """One that harms its worker; ``how`` is the name of one of POISONS."""
@@ -156,6 +165,7 @@ def declare(broker: Broker, recorder: Recorder) -> SimpleNamespace:
             return POISONS[how]()
 
     actors = SimpleNamespace(plain=plain, fenced=fenced, aside=aside, parent=parent, flaky=flaky, doomed=doomed, poison=poison)
+    actors.slotted = slotted
     if os.environ.get("FAULTS_NEWER"):
 
         @actor()

@@ -35,6 +35,7 @@ MIXES: dict[str, dict[str, int]] = {
     "delayed": {"delayed": 100},
     "minute": {"minute": 100},
     "newer": {"newer": 100},
+    "slotted": {"slotted": 100},
     # For a switch of brokers: a stream and a backlog, in two queues.
     "routed": {"plain": 20, "fenced": 20, "aside": 20, "flaky": 20, "delayed": 10, "doomed": 3, "parent": 7},
     "waiting": {"fenced": 65, "aside": 20, "delayed": 15},

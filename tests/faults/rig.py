@@ -38,7 +38,7 @@ from tests.rig.workers import Worker
 LEASE, SWEEP = 2.0, 0.5
 #: Times that a worker may be lost with a job before the job is dead: beyond what any scenario kills, but for the one about poison.
 MAX_LOST = 50
-QUEUES = ("default", "aside", "poison")
+QUEUES = ("default", "aside", "poison", "slots")
 #: Threads, open files and MB that a worker may need beyond those before the faults: what is opened at the first use. Files: the other
 #: 8 connections of its pool, and two more to RabbitMQ of 4 files each (up to 18 were seen, after 2 faults as after 10), and a few to spare.
 SLACK = (4, 24, 100)

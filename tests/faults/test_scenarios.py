@@ -30,6 +30,12 @@ def test_a_job_that_ends_its_worker_is_dead_in_the_end_and_no_other(seed: Seed):
     assert result.verdict.violations == []
 
 
+def test_no_more_run_at_once_than_there_are_slots_whoever_holds_them_dies(seed: Seed):
+    result = seed("F17", "redis", trials=2)
+
+    assert result.verdict.violations == []
+
+
 def test_jobs_survive_a_switch_of_brokers(seed: Seed):
     result = seed("F14", "postgres")
 

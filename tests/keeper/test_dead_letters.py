@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from time import monotonic
 
 import dramatiq
+import psycopg
 import pytest
 from dramatiq.brokers.stub import StubBroker
 
@@ -128,6 +129,23 @@ def test_a_keeper_that_dies_between_notice_and_job_leaves_both_to_the_next(ledge
     taken = Meanwhile(lambda: [call_hooks(ledger, broker) for _ in range(100)]).result()
     assert sum(taken) == 1
     assert hooked(ledger) == [dead]
+
+
+def test_an_outage_between_notice_and_job_leaves_the_notice(ledger, broker, monkeypatch):
+    dead = die(ledger)
+
+    with monkeypatch.context() as outage:
+        outage.setattr(write, "enqueue_many", _lost)
+        with pytest.raises(psycopg.OperationalError):
+            call_hooks(ledger, broker)
+
+    assert ("hook", dead) in untold(ledger)
+    assert call_hooks(ledger, broker) == 1
+    assert hooked(ledger) == [dead]
+
+
+def _lost(connection, jobs):
+    raise psycopg.OperationalError("the connection was lost")
 
 
 def test_a_keeper_that_dies_after_the_commit_leaves_nothing_to_do(ledger, database, broker):

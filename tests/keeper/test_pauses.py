@@ -10,6 +10,8 @@ from keeper import look, pauses, strays, unknown
 from keeper.duty import Keeping
 from keeper.relay import relay
 from ledger import control, routes, write
+from ledger.routes import Place
+from ledger.sql import SQL
 from tests.keeper.conftest import Broker
 from tests.ledger.factory import add, claim_next, fetch, relay_due, row
 
@@ -126,6 +128,7 @@ def test_parked_rows_lie_nowhere_and_are_published_at_the_route_of_the_day_they_
     strays.sweep(ledger, keeping)
     assert (parked(ledger, id_), fetch(ledger, id_, "broker"), keeping.broker.publisher.offered) == ([True], "redis", [])
     assert routes.pending_places(ledger) == []
+    assert routes.move_pending(ledger, Place("redis", "default"), "rabbitmq", carries=True, grace=30.0) == []
 
     control.resume(ledger, "default", "*")
     sweep(ledger, keeping)
@@ -169,6 +172,8 @@ def test_a_pause_that_was_lifted_meanwhile_parks_nothing_and_one_begun_meanwhile
     control.pause(ledger, "default", "*")
     assert control.park_place(ledger, "postgres", "default", "*") == 1
     assert control.unpark(ledger) == 0
+    chunk = {"queues": ["default"], "actors": ["work"], "limit": 10}
+    assert ledger.execute(SQL["unpark"], chunk).fetchall() == []
 
 
 def test_whoever_looked_a_moment_ago_leaves_what_is_parked_alone(ledger, keeping):

@@ -134,12 +134,11 @@ def test_an_end_that_is_refused_feeds_nothing(ledger):
     assert fetch(ledger, step, "wait_reason") == "upstream"
 
 
-def test_what_was_rolled_back_feeds_nothing(ledger, monkeypatch):
+def test_an_end_whose_step_cannot_be_fed_is_no_end(ledger):
     first = add(ledger)
     step, by = add_step(ledger, first), claim(ledger, first)
-    ending = completed(first, by)
-    ending.upstream = str(fetch(ledger, first, "message_id"))
-    ending.children = [new_job(queue="\x00")]
+    ending = completed(first, by, "1")
+    ending.upstream, ending.handed = str(fetch(ledger, first, "message_id")), "no JSON"
 
     with pytest.raises(psycopg.DataError):
         write.finish(ledger, [ending])
@@ -297,6 +296,18 @@ def test_a_batch_around_others_ends_with_the_last_of_them(ledger):
     assert get_batch(ledger, outer).batches[0].state == "succeeded"
 
 
+def test_a_batch_around_one_that_did_not_succeed_does_not_either(ledger):
+    outer = add_batch(ledger, total=1)
+    inner = add_batch(ledger, total=1, root_id=outer, parent_id=outer, on_complete=None, on_success=None, on_death=None)
+    (own,), (deep,) = add_members(ledger, outer), add_members(ledger, inner)
+    end(ledger, own)
+    end(ledger, deep, state=State.CANCELLED)
+
+    batches.close(ledger, [inner])
+
+    assert sent(ledger) == ["complete"]
+
+
 def test_results_stand_in_the_order_sent_with_those_of_inner_batches_in_their_places(ledger):
     outer = add_batch(ledger, followed=True)
     after = add_step(ledger, outer, payload='{"args":[],"kwargs":{}}')
@@ -334,6 +345,22 @@ def test_a_stock_group_that_lacks_children_ends_after_an_hour(ledger):
     assert batches.close(ledger, [batch], now=now + timedelta(minutes=61))
 
     assert (sent(ledger), get_batch(ledger, batch).state) == (["complete"], "failed")
+
+
+def test_a_stock_group_that_was_rolled_back_ends_never_and_goes(ledger):
+    batch = add_batch(ledger, expected=3)
+
+    assert not batches.close(ledger, [batch], now=LATER)
+
+    assert batches.prune(ledger, keep=60.0, limit=10, now=LATER) == 1
+    assert sent(ledger) == []
+
+
+def test_a_batch_that_waits_takes_no_more_jobs(ledger):
+    batch = add_batch(ledger, total=1, waits_for=str(uuid4()))
+
+    with pytest.raises(BatchClosed, match="it waits for a step before it"):
+        batches.hold_open(ledger, batch)
 
 
 def test_batches_are_listed_by_their_state(ledger):

@@ -77,7 +77,9 @@ def test_rows_of_an_unknown_actor_are_left_alone(ledger):
 
     assert claim_by_id(ledger, [id_]) == []
     assert claim_next(ledger) == []
-    assert write.why_not_claimed(ledger, [id_, id_ + 1]) == {id_: Unclaimed(State.PENDING, "stranger", False, False)}
+    assert write.why_not_claimed(ledger, [id_, id_ + 1]) == {
+        id_: Unclaimed(State.PENDING, "stranger", False, paused=False, queue="default", limited=False)
+    }
 
 
 def test_suspects_are_claimed_only_when_asked_for(ledger):

@@ -9,7 +9,7 @@ import pytest
 
 from ledger import control, read, write
 from ledger.control import CancelCount, Change
-from ledger.records import NewJob
+from ledger.records import JobControl, NewJob
 from ledger.states import ACTIVE, TERMINAL, WAITING, State
 from tests.ledger.factory import (
     add,
@@ -248,3 +248,28 @@ def test_what_waits_for_something_else_than_a_time_is_given_none(ledger):
 
     stored = ledger.execute("SELECT priority, next_publish_at, wait_reason, run_at = 'infinity' FROM switchyard.job").fetchone()
     assert stored == (1, None, "upstream", True)
+
+
+@pytest.mark.parametrize("how", ["many", "release", "rescue"])
+def test_steps_that_wait_for_a_job_are_cancelled_with_it(ledger, how):
+    first, second = new_job(), new_job()
+    id_ = write.enqueue(ledger, first).id
+    step = new_job(control=JobControl(upstream_id=first.message_id, wait_reason="upstream"))
+    last = new_job(control=JobControl(upstream_id=step.message_id, wait_reason="upstream"))
+    write.enqueue_many(ledger, [second, step, last])
+
+    if how == "many":
+        assert control.cancel_rows(ledger, [id_], list(ACTIVE)) == CancelCount(cancelled=3, asked=0)
+    else:
+        by = claim(ledger, id_)
+        control.cancel(ledger, first.message_id)
+        if how == "release":
+            write.release_unstarted(ledger, [(id_, by)])
+        else:
+            age_lease(ledger, id_)
+            write.rescue_worker(ledger, "w1", alive=False, max_lost=3)
+
+    states = dict(ledger.execute("SELECT message_id::text, state FROM switchyard.job").fetchall())
+    assert states == {
+        first.message_id: "cancelled", step.message_id: "cancelled", last.message_id: "cancelled", second.message_id: "pending",
+    }  # fmt: skip

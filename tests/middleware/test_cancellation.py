@@ -12,7 +12,7 @@ from errors import Cancelled
 from ledger.records import ClaimedJob
 from ledger.states import State
 from middleware.cancellation import Cancellation
-from middleware.current_job import job_context
+from middleware.job_context import job_context
 from middleware.retries import failed
 from runtime.claims import Claim
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from middleware.current_job import current_job, job_context
+from middleware.current_job import current_job
+from middleware.job_context import job_context
 
 
 def never() -> Any:

@@ -1,6 +1,6 @@
 """The protocol holds in every state it can get into; and without any one of its guards it does not, which the search proves by a story.
 
-Six models, one concern each, written from the statements in ``ledger/sql`` and from who sends them when. They say nothing about the code:
+Seven models, one concern each, written from the statements in ``ledger/sql`` and from who sends them when. They say nothing about the code:
 that it is what the models say is for the ledger's own machine (``tests/ledger/test_machine.py``) and the tests with real servers.
 Run with ``-s`` to read the stories.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.model import batches, claims, epochs, marks, routes, suspects
+from tests.model import batches, claims, epochs, marks, routes, stops, suspects, workflows
 from tests.model.search import ENDS, Found, Protocol, Step, brief, search
 
 MODELS: dict[str, Any] = {
@@ -21,6 +21,8 @@ MODELS: dict[str, Any] = {
     "routes": routes,
     "epochs": epochs,
     "marks": marks,
+    "stops": stops,
+    "workflows": workflows,
 }
 
 #: Every guard that can be taken out of a model: the model, the switch, the property that the search then finds violated.
@@ -57,6 +59,20 @@ GUARDS: list[tuple[Any, dict[str, Any], str]] = [
     (marks, {"aged": False}, "what waits in the queue is not published again"),
     (marks, {"anew": False}, "what waits in the queue is not published again"),
     (marks, {"again": False}, ENDS),
+    (stops, {"claim_looks": False}, "nothing paused is claimed"),
+    (stops, {"relay_looks": False}, "nothing paused is published"),
+    (stops, {"finish_looks": False}, "what was asked to stop does not wait again"),
+    (stops, {"release_looks": False}, "what was asked to stop does not wait again"),
+    (stops, {"rescue_looks": False}, "what was asked to stop does not wait again"),
+    (stops, {"beat_looks": False}, ENDS),
+    (stops, {"start_looks": False}, "what is known to stop does not begin"),
+    (stops, {"keeper_unparks": False}, ENDS),
+    (stops, {"refused_is_parked": False}, ENDS),
+    (workflows, {"one_transaction": False}, ENDS),
+    (workflows, {"looks_again": False}, "a batch is complete when all its jobs have ended"),
+    (workflows, {"adder_locks": False}, "a complete batch takes no job"),
+    (workflows, {"waiting_apart": False}, ENDS),
+    (workflows, {"keeper": False}, ENDS),
 ]
 
 

@@ -322,6 +322,16 @@ def test_nonsense_is_refused_with_the_field_and_the_reason(expression, says):
     assert isinstance(caught.value, ValueError)
 
 
+@given(st.text(alphabet="0123456789*/,-L@ abcdefghijklmnoprstuvy\t\x00\ud800٣", max_size=40) | st.text(max_size=30))
+def test_any_text_is_an_expression_or_refused_as_none(text):
+    try:
+        cron = Cron(text)
+    except CronError:
+        return
+
+    assert cron.after(BEGIN) is not None
+
+
 @pytest.mark.parametrize("zone", ["", "Mars/Olympus", "Europe", "../etc/passwd", "/etc/localtime", None, 5])
 def test_what_is_no_time_zone_is_refused(zone):
     with pytest.raises(CronError, match="is no time zone"):

@@ -30,7 +30,7 @@ class Body:
         claim.guard = Guard()
         self.ended: list[str] = []
         self.began, self.leave = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(claim.guard,))
+        self._thread = threading.Thread(target=self._run, args=(claim.guard,), daemon=True)
         self._thread.start()
         assert self.began.wait(5)
 
@@ -125,7 +125,7 @@ def test_a_claim_that_comes_into_hand_after_the_notification_is_met_by_the_secon
     (claim,) = desk.claim(1, start=False)
     desk.held.unstarted.clear()
     desk.held.occupied.clear()
-    cancel(desk, claim)
+    desk.rows("UPDATE switchyard.job SET cancel_requested_at = clock_timestamp() RETURNING 1")
     orders._hear("me")
     heartbeat.follow_orders()
     assert not claim.cancel_requested

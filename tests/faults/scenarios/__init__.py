@@ -25,6 +25,7 @@ MODULES = (
     "failpoints",
     "fleets",
     "ledger",
+    "limits",
     "network",
     "poison",
     "processes",

@@ -1,0 +1,112 @@
+"""``switchyard limits``: what may run how often and how many at once, changed while jobs run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+import switchyard
+from cli.choosing import queue_name, values_checked
+from cli.reporting import reported
+from ledger.limits import Limit, Rule, rate_text
+
+
+@click.group("limits", short_help="Look at limits, and change them.")
+def limits_group() -> None:
+    """Look at the limits of actors and queues, and change them while jobs run; docs/howto/limits.md."""
+
+
+@limits_group.command("list", short_help="Show limits, what they hold, and who waits.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per limit.")
+@reported
+def list_command(as_json: bool) -> None:
+    """Show every limit: what is in force and what the code declares, how much is used, how many jobs wait, when the next may start.
+
+    Of a limit with keys, what is used and the next free time are those of its fullest key.
+    """
+    limits = switchyard.limits()
+    if as_json:
+        for limit in limits:
+            click.echo(json.dumps(_as_json(limit)))
+        return
+    if not limits:
+        click.echo("no limits: no actor that a worker knows declares one, and nobody set one")
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("of", "limit", "declared", "keys", "used", "waiting", "next free"):
+        table.add_column(heading, no_wrap=True, justify="right" if heading in ("keys", "used", "waiting") else "left")
+    now = datetime.now(UTC)
+    for limit in limits:
+        table.add_row(
+            f"queue {limit.name}" if limit.kind == "queue" else limit.name,
+            str(limit.in_force),
+            "" if not limit.overridden else str(limit.declared or "nothing"),
+            f"{limit.keys:,}",
+            f"{limit.used:,}",
+            f"{limit.waiting:,}",
+            _when(limit, now),
+        )
+    Console(width=200 if not Console().is_terminal else None).print(table)
+
+
+def _when(limit: Limit, now: datetime) -> str:
+    if limit.next_free_at is None:
+        return "when one ends" if limit.used >= limit.in_force.amount else "now"
+    seconds = (limit.next_free_at - now).total_seconds()
+    return f"in {seconds:,.1f} s" if seconds > 0.05 else "now"
+
+
+def _as_json(limit: Limit) -> dict[str, Any]:
+    plain = asdict(limit)
+    for name in ("changed_at", "next_free_at"):
+        plain[name] = None if plain[name] is None else plain[name].isoformat()
+    for name in ("in_force", "declared"):
+        rule: Rule | None = getattr(limit, name)
+        plain[name] = None if rule is None else {"amount": rule.amount, "period": rule.period, "burst": rule.burst}
+        if rule is not None and rule.period is not None:
+            plain[name]["rate"] = rate_text(rule.amount, rule.period)
+    return plain
+
+
+def _one_of(actor: str | None, queue: str | None) -> str:
+    if (actor is None) == (queue is None):
+        raise click.UsageError("say whose: an ACTOR, or --queue NAME")
+    return f"queue {queue}" if queue is not None else str(actor)
+
+
+@limits_group.command("set", short_help="Put another limit in force, everywhere and at once.")
+@click.argument("actor", required=False)
+@click.option("--queue", callback=queue_name, metavar="NAME", help="A queue instead of an actor.")
+@click.option("--rate", metavar="RATE", help="How often jobs may start: 100/minute, 10/second, 5/30s.")
+@click.option("--burst", type=int, metavar="N", help="With --rate: how many may start together.")
+@click.option("--concurrency", type=int, metavar="N", help="How many may run at once.")
+@reported
+@values_checked
+def set_command(actor: str | None, queue: str | None, rate: str | None, burst: int | None, concurrency: int | None) -> None:
+    """Put another limit in force for an ACTOR or a queue than the code declares. It stays through restarts and deploys until
+    `switchyard limits reset`; jobs that run already go on.
+    """
+    whose = _one_of(actor, queue)
+    switchyard.set_limit(actor=actor, queue=queue, rate=rate, burst=burst, concurrency=concurrency)
+    name = queue or actor
+    for limit in switchyard.limits():
+        if limit.name == name and limit.overridden and (limit.kind == "queue") is (queue is not None):
+            click.echo(f"{whose}: {limit.in_force}")
+
+
+@limits_group.command("reset", short_help="Go back to what the code declares.")
+@click.argument("actor", required=False)
+@click.option("--queue", callback=queue_name, metavar="NAME", help="A queue instead of an actor.")
+@reported
+@values_checked
+def reset_command(actor: str | None, queue: str | None) -> None:
+    """Put in force again what the code of an ACTOR, or the setting QUEUE_CONCURRENCY, declares."""
+    whose = _one_of(actor, queue)
+    changed = switchyard.reset_limit(actor=actor, queue=queue)
+    click.echo(f"{whose}: as declared" if changed else f"{whose}: nothing else was in force")

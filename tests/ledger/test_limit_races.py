@@ -1,0 +1,171 @@
+"""Two connections meet at one key, in both orders: whoever comes second waits for the first, and then sees what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from ledger import control, limits, write
+from ledger.database import BoundedConnection, Database
+from tests.ledger.factory import age_lease, completed, token
+from tests.ledger.limiting import add_limited, admit, at_once, fetch, forget, rows
+from tests.ledger.test_races import Two
+
+SLOT = {"concurrency_key": "work"}
+
+
+@pytest.fixture(scope="module")
+def place(databases) -> Iterator[Database]:
+    url = databases.create()
+    database = Database(url)
+    yield database
+    database.close()
+    databases.drop(url)
+
+
+@pytest.fixture
+def two(place) -> Iterator[Two]:
+    with ExitStack() as stack:
+        two = Two(*(stack.enter_context(place.dedicated("test")) for _ in range(3)))
+        forget(two.onlooker)
+        limits.declare_rules(two.onlooker, [at_once(1)])
+        yield two
+
+
+def ids_of(connection: BoundedConnection, **fields) -> list[int]:
+    return [job.id for job in admit(connection, **fields).jobs]
+
+
+def end(connection: BoundedConnection, id_: int, by: str) -> set[int]:
+    entry = completed(id_, by)
+    entry.limited = True
+    return write.finish(connection, [entry])
+
+
+def running_one(two: Two) -> tuple[int, str]:
+    (first,) = add_limited(two.onlooker, 1, control=SLOT)
+    by = token()
+    assert ids_of(two.onlooker, token=by) == [first]
+    return first, by
+
+
+def test_an_end_that_meets_a_claim_waits_and_wakes_who_that_claim_sent_into_the_line(two):
+    first, by = running_one(two)
+    (second,) = add_limited(two.onlooker, 1, control=SLOT)
+
+    claimed, ended = two.waits_for(lambda: ids_of(two.first), lambda: end(two.second, first, by))
+
+    assert (claimed, ended) == ([], {first})
+    assert fetch(two.onlooker, second, "state") == "pending"
+    assert ids_of(two.onlooker) == [second]
+
+
+def test_a_claim_that_meets_an_end_waits_and_finds_the_slot_free(two):
+    first, by = running_one(two)
+    (second,) = add_limited(two.onlooker, 1, control=SLOT)
+
+    ended, claimed = two.waits_for(lambda: end(two.first, first, by), lambda: ids_of(two.second))
+
+    assert (ended, claimed) == ({first}, [second])
+
+
+def test_a_newcomer_that_meets_a_wake_joins_the_line(two):
+    first, by = running_one(two)
+    (second,) = add_limited(two.onlooker, 1, control=SLOT)
+    admit(two.onlooker)
+    (newcomer,) = add_limited(two.onlooker, 1, control=SLOT)
+
+    # The woken row is locked by the wake's transaction until it commits, so this claim sees the newcomer alone.
+    _, claimed = two.waits_for(lambda: end(two.first, first, by), lambda: ids_of(two.second))
+
+    assert claimed == []
+    assert fetch(two.onlooker, newcomer, "blocked_on") == "work"
+    assert ids_of(two.onlooker) == [second]
+
+
+def test_a_rescue_that_meets_a_claim_wakes_who_that_claim_sent_into_the_line(two):
+    first, _ = running_one(two)
+    age_lease(two.onlooker, first)
+    (second,) = add_limited(two.onlooker, 1, control=SLOT)
+
+    claimed, rescued = two.waits_for(
+        lambda: ids_of(two.first), lambda: [job.id for job in write.rescue_worker(two.second, "w1", alive=False, max_lost=3)]
+    )
+
+    assert (claimed, rescued) == ([], [first])
+    assert fetch(two.onlooker, second, "state") == "pending"
+
+
+def test_two_claims_of_one_slot_give_it_to_one(two):
+    add_limited(two.onlooker, 1, control=SLOT)
+    (other,) = add_limited(two.onlooker, 1, control=SLOT)
+
+    # The first looks at one job alone, so that the second has another to look at.
+    first, second = two.waits_for(lambda: ids_of(two.first, examine=1), lambda: ids_of(two.second))
+
+    assert (len(first), second) == (1, [])
+    assert fetch(two.onlooker, other, "state") == "scheduled"
+
+
+def test_a_turn_that_is_cancelled_while_a_claim_takes_it_is_not_given_twice(two):
+    first, by = running_one(two)
+    (second, third) = add_limited(two.onlooker, 2, control=SLOT)
+    admit(two.onlooker)
+    end(two.onlooker, first, by)
+    name = str(fetch(two.onlooker, second, "message_id"))
+
+    claimed, state = two.waits_for(lambda: ids_of(two.first), lambda: control.cancel(two.second, name))
+
+    assert claimed == [second]
+    assert state == "running"
+    assert rows(two.onlooker, "state", f"id = {third}") == [("scheduled",)]
+
+
+def test_a_slot_is_freed_once_whoever_says_so(two):
+    first, by = running_one(two)
+    add_limited(two.onlooker, 3, control=SLOT)
+    admit(two.onlooker)
+
+    ended, again = two.waits_for(lambda: end(two.first, first, by), lambda: end(two.second, first, by))
+
+    assert (ended, again) == ({first}, set())
+    assert len(rows(two.onlooker, "id", "state = 'pending'")) == 1
+    limits.wake_missed(two.onlooker)
+    limits.free_slots(two.onlooker, [first])
+    assert len(rows(two.onlooker, "id", "state = 'pending'")) == 1
+
+
+def test_claims_of_many_keys_in_any_order_do_not_wait_for_each_other_in_a_circle(two, place):
+    import threading
+
+    for number in range(120):
+        add_limited(two.onlooker, 1, control={"concurrency_key": f"work:{number % 10}", "rate_key": f"work:{number % 7}"})
+    limits.declare_rules(two.onlooker, [limits.Rule("rate", "work", 10_000, 1.0, 10_000)])
+    ran: list[int] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with place.dedicated("test") as own:
+                for _ in range(400):
+                    by = token()
+                    jobs = admit(own, idle=2, examine=7, token=by).jobs
+                    ran.extend(job.id for job in jobs)
+                    for job in jobs:
+                        end(own, job.id, by)
+                    if not jobs and len(ran) >= 120:
+                        return
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert errors == []
+    assert sorted(ran) == sorted(set(ran))
+    assert len(ran) == 120
