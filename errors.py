@@ -4,6 +4,7 @@
     ├── SettingsError               a setting is wrong: names the variable and the fix
     ├── JobNotFound                 no job has this id
     ├── JobExists       (*)         another job has this id already
+    ├── IdempotencyConflict (*)     this key belongs to another payload
     ├── PayloadError    (*)         the arguments cannot be stored or do not fit the actor
     ├── OptionError     (*)         an option of an actor or a message has a value that cannot work
     ├── LedgerUnavailable (*)       Postgres did not answer; carries the message to send again
@@ -18,6 +19,7 @@
     └── ScheduleError               what a schedule is told to be or to do cannot work
 
     Permanent                       raised by an actor: no retry, straight to the dead letters
+    └── SecretUnreadable            a secret argument cannot be decrypted
     Snooze                          raised by an actor: run this job again later, spending no attempt
     Cancelled                       raised in an actor whose job is to stop, or by one that wants to end as cancelled
 
@@ -63,6 +65,25 @@ class JobExists(SwitchyardError, MiddlewareError):
     def __init__(self, job_id: str, reason: str) -> None:
         super().__init__(f"job {job_id} exists already: {reason}; nothing was stored, send with a new message id")
         self.job_id = job_id
+
+
+class IdempotencyConflict(SwitchyardError, MiddlewareError):
+    """An idempotency key was used before with another payload; nothing was stored.
+
+    ``existing_id`` is the job that the key stands for; the fingerprints are those of the two payloads, which tell no more than that they
+    differ.
+    """
+
+    def __init__(self, key: str, actor: str, existing_id: str, *, fingerprint: str, existing_fingerprint: str) -> None:
+        super().__init__(
+            f"actor {actor!r}, idempotency key {key!r}: it stands for job {existing_id}, which was sent with another payload (fingerprint "
+            f"{existing_fingerprint[:12]}, here {fingerprint[:12]}); nothing was stored, send with a key of its own, or the same payload"
+        )
+        self.key = key
+        self.actor = actor
+        self.existing_id = existing_id
+        self.fingerprint = fingerprint
+        self.existing_fingerprint = existing_fingerprint
 
 
 class BatchNotFound(SwitchyardError):
@@ -189,6 +210,21 @@ class ScheduleError(SwitchyardError):
 
 class Permanent(Exception):
     """Raised by an actor to say that trying again cannot help: the job is dead at once, with this text as its error."""
+
+    #: What the dead letter says why.
+    dead_reason: str = "permanent"
+
+
+class SecretUnreadable(Permanent):
+    """A secret argument of a job cannot be decrypted, so its body was not called; the text names actor, field and reason."""
+
+    dead_reason = "undecryptable"
+
+    def __init__(self, actor: str, field: str, reason: str) -> None:
+        super().__init__(f"actor {actor!r}, secret argument {field!r} cannot be decrypted: {reason}, and replay the job")
+        self.actor = actor
+        self.field = field
+        self.reason = reason
 
 
 class Snooze(Exception):

@@ -6,6 +6,7 @@ environment; a test holds that. Behaviour of single actors is not set here but i
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from datetime import timedelta
@@ -140,6 +141,23 @@ class Settings(BaseSettings):
     sample_every: Seconds = Field(
         default=60.0, ge=1, le=3_600, description="seconds between two samples of how full each queue is, for charts"
     )
+    idempotency_ttl: Seconds = Field(
+        default=86_400.0,
+        ge=1,
+        le=_LONGEST,
+        description="seconds an idempotency key stands for its job, however long that is kept",
+    )
+    fingerprint_key: SecretStr | None = Field(
+        default=None,
+        min_length=16,
+        description="key of the fingerprints by which sends with a key are compared, at least 16 characters; unset: SECRET_KEYS, or a "
+        "constant: then whoever reads the ledger may try out what short arguments were",
+    )
+    secret_keys: SecretStr | None = Field(
+        default=None,
+        description="keys for the arguments that actors keep secret, by comma (`switchyard secrets new-key` makes one): the first "
+        "encrypts, all decrypt; the same for senders and workers",
+    )
     max_payload_bytes: int = Field(
         default=65_536, ge=1_024, le=16_777_216, description="largest arguments of one job, in bytes of JSON"
     )
@@ -210,6 +228,12 @@ class Settings(BaseSettings):
             _check_route(queue, broker)
         return value
 
+    @field_validator("secret_keys")
+    @classmethod
+    def _whole_keys(cls, value: SecretStr | None) -> SecretStr | None:
+        _secret_keys(value)
+        return value
+
     @field_validator("queue_concurrency", mode="before")
     @classmethod
     def _split_limits(cls, value: Any) -> Any:
@@ -241,6 +265,11 @@ class Settings(BaseSettings):
         if self.sweep > self.lease:
             raise ValueError(f"SWEEP: {self.sweep:g} s must not be longer than LEASE, {self.lease:g} s")
         return self
+
+    @property
+    def secret_key_bytes(self) -> tuple[bytes, ...]:
+        """The keys of SECRET_KEYS, 32 bytes each, the one that encrypts first."""
+        return _secret_keys(self.secret_keys)
 
     @property
     def routes(self) -> dict[str, str]:
@@ -282,6 +311,18 @@ def load(**overrides: Any) -> Settings:
         return Settings(**overrides)
     except ValidationError as error:
         raise _readable(error) from None
+
+
+def _secret_keys(value: SecretStr | None) -> tuple[bytes, ...]:
+    """Read SECRET_KEYS. Raises: ValueError, which quotes nothing."""
+    texts = [] if value is None else [part.strip() for part in value.get_secret_value().split(",") if part.strip()]
+    try:
+        keys = tuple(base64.b64decode(text, altchars=b"-_", validate=True) for text in texts)
+    except ValueError:
+        keys = (b"",)
+    if any(len(key) != 32 for key in keys):
+        raise ValueError("write keys as `switchyard secrets new-key` prints them (32 bytes in base64), by comma")
+    return keys
 
 
 def _retain_overrides(text: str) -> dict[str, Any]:

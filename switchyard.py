@@ -47,6 +47,7 @@ from control.dead_letters import (
     try_replay,
 )
 from control.edit import edit
+from control.keys import find_by_key, forget_key
 from control.limits import limits, reset_limit, set_limit
 from control.pause import pause, paused, resume
 from control.schedules import (
@@ -67,6 +68,7 @@ from errors import (
     Cancelled,
     CronError,
     EnlistRefused,
+    IdempotencyConflict,
     JobExists,
     JobNotFound,
     LeaseLost,
@@ -90,6 +92,7 @@ from ledger.control import CancelCount, Pause
 from ledger.database import BoundedConnection, Database
 from ledger.forks import ForkSafeLock
 from ledger.job import Attempt, Counts, DeadGroup, DeadLetter, DeadPage, Job, LogLine, Page
+from ledger.keys import KeyBinding
 from ledger.records import Finish
 from ledger.schedules import Schedule, Tick
 from ledger.states import TERMINAL, State
@@ -116,9 +119,11 @@ __all__ = [
     "DeadPage",
     "Discards",
     "EnlistRefused",
+    "IdempotencyConflict",
     "Job",
     "JobExists",
     "JobNotFound",
+    "KeyBinding",
     "LeaseLost",
     "LedgerNotMigrated",
     "LedgerUnavailable",
@@ -160,6 +165,8 @@ __all__ = [
     "edit",
     "enlist",
     "enqueue_many",
+    "find_by_key",
+    "forget_key",
     "get_job",
     "get_schedule",
     "group",
@@ -246,7 +253,7 @@ def _configure(overrides: dict[str, Any]) -> Broker:
 
 def _make_broker(wanted: Settings, ledger: Database) -> Broker:
     if wanted.broker == "stub":
-        return StubBroker(middleware=stub_stack())
+        return StubBroker(middleware=stub_stack(wanted))
     # The chosen one must work, so its driver is loaded now; the others are there for rows that are still with them.
     transports: dict[str, Transport] = {wanted.broker: make_transport(wanted.broker, wanted)}
     for name in TRANSPORTS:

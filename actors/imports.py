@@ -9,7 +9,8 @@ transaction that stores a batch:
 
 So a crash costs at most the batch in hand, and the next attempt goes on behind the last committed one. Three jobs with the same
 file share its batches instead of importing it three times, and all return the same counts; so does a job that comes later. Row
-locks of one transaction do all this, nothing outlives a lost connection, and it works through PgBouncer.
+locks of one transaction do all this, nothing outlives a lost connection, and it works through PgBouncer. Mostly there is only one job:
+while an import of a storage key is active, a send with the same key is that job.
 
 Contacts are recognised by their e-mail address in lower case. One that exists is updated: its name is replaced, its company
 and phone are replaced by values and kept by empty fields. Within a file the last line wins.
@@ -81,12 +82,20 @@ SELECT line, reason FROM switchyard_jobs.import_error WHERE sha256 = %(sha256)s 
 """
 
 
-@dramatiq.actor(queue_name="imports", max_retries=2, min_backoff=2_000, max_backoff=60_000, time_limit=1_800_000, concurrency=1)
+@dramatiq.actor(
+    queue_name="imports",
+    max_retries=2,
+    min_backoff=2_000,
+    max_backoff=60_000,
+    time_limit=1_800_000,
+    concurrency=1,
+    unique_key=("source",),
+)
 def import_csv(source: str) -> dict[str, Any]:
     """Import contacts from a stored CSV file: 3 attempts, each going on where the last one stopped.
 
     The header names ``email`` and ``name``, and may name ``company`` and ``phone``; other columns are ignored. Progress moves
-    with the file.
+    with the file. Three clicks on one file start one import: a send while it is active returns the first job's message.
 
     Parameters:
         source: the storage key of a file in UTF-8, up to 200 MB, separated by comma, semicolon or tab.

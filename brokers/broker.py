@@ -10,13 +10,11 @@ change the ledger. Several transports may be in use at once; which one a row was
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial, wraps
-from typing import Any, Final, NamedTuple
-from uuid import UUID
+from typing import Any, Final
 
 import psycopg
 from dramatiq import Actor, Broker, Message, Middleware
@@ -27,6 +25,18 @@ from dramatiq.middleware import MiddlewareError
 
 from brokers.folding import FOLDED, folded_into
 from brokers.message import ClaimedMessage
+from brokers.rows import (
+    MAX_PRIORITY,
+    NO_PRIORITY,
+    Origin,
+    Seals,
+    delay_seconds,
+    first_message,
+    id_of,
+    max_age_of,
+    priority_of,
+    tags_of,
+)
 from brokers.transport import Transport
 from brokers.worker_side import AckConsumer, Service, WorkerSide, how_it_ended, untold
 from errors import JobExists, LedgerUnavailable, OptionError
@@ -35,6 +45,7 @@ from ledger import write
 from ledger.batches import Together
 from ledger.borrowed import LedgerOnly
 from ledger.database import BoundedConnection, Database
+from ledger.keys import undisturbed
 from ledger.records import Enqueued, Finish, NewJob
 from ledger.routes import Place
 from ledger.sql import SQL
@@ -45,34 +56,14 @@ from runtime.enlist import current_enlistment
 from runtime.interrupt import Guard
 from runtime.limits import DeclaredLimits
 from runtime.node import WorkerNode
-from runtime.options import control, max_attempts, max_lost, option
+from runtime.options import control, max_attempts, max_lost
 from runtime.publisher import Publisher
 from runtime.routes import Routes
 from runtime.triggers import Outgoing
 from settings import Settings
 
-#: Dramatiq's largest integer priority that fits the column.
-_MAX_PRIORITY: Final = 2**31 - 1
-_YEAR: Final = 365 * 86_400.0
-#: Longest delay, in seconds; far beyond it Postgres has no dates left.
-_MAX_DELAY: Final = 100 * _YEAR
-_NO_PRIORITY: Final = "{!r} is no integer of at most 32 bits; lower runs first, default 0"
-_UUID_TEXT: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 #: How often ``join`` asks the ledger, in seconds.
 _JOIN_POLL: Final = 0.05
-
-
-class _Origin(NamedTuple):
-    """What a row has from its message's options, its actor and its queue, and from the job that sent it."""
-
-    priority: int
-    max_attempts: int | None
-    max_lost: int | None
-    tags: list[str] | None
-    max_age: float | None
-    parent_id: str | None
-    broker: str
-    grace: float | None
 
 
 class SwitchyardBroker(Broker):
@@ -108,6 +99,8 @@ class SwitchyardBroker(Broker):
         self._snooze = snooze
         self._hooks: dict[str, list[tuple[Middleware, Callable[..., Any]]]] = {}
         self._controls: list[Any] = [entry for entry in middleware if hasattr(entry, "control_of")]
+        #: The middleware that keeps arguments secret.
+        self._seals: Seals | None = next((entry for entry in middleware if isinstance(entry, Seals)), None)
         self.publisher = Publisher(
             outlet=lambda name: transports[name].sender(),
             # Any queue's depth: the cheapest question that only a living broker answers.
@@ -173,8 +166,8 @@ class SwitchyardBroker(Broker):
 
     def declare_actor(self, actor: Actor[Any, Any]) -> None:
         """Declare an actor; its function gets a guard, so that a running execution can be interrupted and nothing else."""
-        if isinstance(actor.priority, bool) or not isinstance(actor.priority, int) or abs(actor.priority) > _MAX_PRIORITY:
-            raise OptionError(actor.actor_name, "priority", _NO_PRIORITY.format(actor.priority))
+        if isinstance(actor.priority, bool) or not isinstance(actor.priority, int) or abs(actor.priority) > MAX_PRIORITY:
+            raise OptionError(actor.actor_name, "priority", NO_PRIORITY.format(actor.priority))
         actor.fn = _guarded(actor.fn)
         super().declare_actor(actor)
 
@@ -187,15 +180,18 @@ class SwitchyardBroker(Broker):
         Parameters:
             delay: milliseconds until it may run, or a ``timedelta``.
 
+        Returns: the message, its secrets sealed; if one of its keys led to another job, that job's, with ``options["replayed"]``.
+
         Raises:
             PayloadError, OptionError: it cannot be stored; nothing was.
             JobExists: another job has its message id.
+            IdempotencyConflict: its key stands for another payload.
             LedgerUnavailable: Postgres did not answer within SEND_TIMEOUT; carries the message.
             EnlistRefused: inside ``enlist``, and the connection cannot carry it.
         """
         if FOLDED in message.options and (folded := folded_into(self, message)) is not None:
             return folded
-        seconds = _seconds(message, delay)
+        seconds = delay_seconds(message, delay)
         claim = current_claim.get()
         if claim is not None and claim.job.message_id == message.message_id:
             if claim.completion is Completion.COMMITTED:
@@ -205,15 +201,20 @@ class SwitchyardBroker(Broker):
             return message
         self.emit_before("enqueue", message, None if delay is None else int(seconds * 1000))
         self._know_routes((message,), message)
-        job = self.new_job(message, seconds)
-        if not self._enlisted([job]):
+        job, message = self.new_job(message, seconds), self.shown(message)
+        written = self._enlisted([job])
+        if written is None:
             try:
                 enqueued = self.database.run(lambda connection: write.enqueue(connection, job), self.settings.send_timeout)
             except LedgerUnavailable as error:
                 error.message = message
                 raise
-            if not seconds > 0:
+            if not seconds > 0 and not enqueued.replayed:
                 self.publisher.offer(job.broker, (Outgoing(enqueued.id, job.queue, job.actor, job.priority),))
+        else:
+            (enqueued,) = written
+        if enqueued.replayed:
+            message = first_message(message, enqueued)
         self.emit_after("enqueue", message, None if delay is None else int(seconds * 1000))
         return message
 
@@ -223,16 +224,16 @@ class SwitchyardBroker(Broker):
         """Write many jobs, any mix of actors, and what they belong to, in one transaction: all or none. Otherwise as ``enqueue``."""
         sent = list(messages)
         # Each may have a delay of its own among its options, as in a group or a pipeline.
-        common = _seconds(sent[0], delay) if sent else 0.0
+        common = delay_seconds(sent[0], delay) if sent else 0.0
         delays = [
-            max(common, _seconds(message, message.options["delay"])) if "delay" in message.options else common for message in sent
+            max(common, delay_seconds(message, message.options["delay"])) if "delay" in message.options else common
+            for message in sent
         ]
         for message in sent:
             self.emit_before("enqueue", message, None)
         self._know_routes(sent)
-        if current_enlistment() is not None:
-            self._enlisted(list(self._rows(sent, delays, whole)), whole)
-        else:
+        written = self._enlisted(list(self._rows(sent, delays, whole)), whole) if current_enlistment() is not None else None
+        if written is None:
             # Bulk statements take longer than one send; each thousand rows get as long as a single one.
             timeout = self.settings.send_timeout * (1 + len(sent) // 1_000)
             jobs: list[NewJob] = []
@@ -241,14 +242,17 @@ class SwitchyardBroker(Broker):
                 jobs.clear()
                 return write.enqueue_many(connection, _noting(self._rows(sent, delays, whole), jobs), whole)
 
-            self._offer_all(jobs, self.database.run(write_all, timeout))
+            written = self.database.run(lambda connection: undisturbed(partial(write_all, connection)), timeout)
+            self._offer_all(jobs, written)
+        sent = [self.shown(message) for message in sent]
+        sent = [first_message(m, entry) if entry.replayed else m for m, entry in zip(sent, written, strict=True)]
         for message in sent:
             self.emit_after("enqueue", message, None)
         return sent
 
     def _rows(self, messages: Iterable[Message[Any]], delays: Iterable[float], whole: Together | None) -> Iterator[NewJob]:
         """The rows of messages, made as they are asked for. Raises: PayloadError, OptionError: one cannot be stored."""
-        plain: dict[tuple[str, str], _Origin] = {}
+        plain: dict[tuple[str, str], Origin] = {}
         for position, (message, delay) in enumerate(zip(messages, delays, strict=True)):
             if message.options:
                 origin = self._origin(message)
@@ -262,7 +266,7 @@ class SwitchyardBroker(Broker):
     def _offer_all(self, jobs: Sequence[NewJob], enqueued: Sequence[Enqueued]) -> None:
         by_broker: dict[str, list[Outgoing]] = {}
         for job, entry in zip(jobs, enqueued, strict=True):
-            if not job.waits:
+            if not job.waits and not entry.replayed:
                 by_broker.setdefault(job.broker, []).append(Outgoing(entry.id, job.queue, job.actor, job.priority))
         for broker, batch in by_broker.items():
             self.publisher.offer(broker, batch)
@@ -276,7 +280,7 @@ class SwitchyardBroker(Broker):
             if routes.seen_at is None or (routes.stale and current_enlistment() is not None):
                 routes.learn(self.database.run(ledger_routes.routes, self.settings.send_timeout))
         except LedgerUnavailable as error:
-            error.message = message
+            error.message = None if message is None else self.shown(message)
             raise
 
     def _follow_up(self, broker: str, batch: Sequence[Outgoing]) -> None:
@@ -298,52 +302,62 @@ class SwitchyardBroker(Broker):
             # The triggers are where they were a moment ago; a keeper moves what has to move.
             self.logger.debug("could not look up the routes: %s", error)
 
-    def _enlisted(self, jobs: Sequence[NewJob], whole: Together | None = None) -> bool:
-        """Write jobs as part of the caller's transaction, if the caller is inside ``enlist``. False: it is not, nothing was written."""
+    def _enlisted(self, jobs: Sequence[NewJob], whole: Together | None = None) -> list[Enqueued] | None:
+        """Write jobs as part of the caller's transaction, if the caller is inside ``enlist``. None: it is not, nothing was written."""
         enlistment = current_enlistment()
         if enlistment is None:
-            return False
+            return None
         rings = []
         for name in sorted({job.broker for job in jobs}):
             queues = {job.queue for job in jobs if job.broker == name and not job.waits}
             rings += self.transports[name].rings(queues) if queues else []
         # Due at once: this process does not learn of the commit, so it publishes nothing.
-        enlistment.write([job if job.grace is None else job._replace(grace=0.0) for job in jobs], rings, whole)
-        return True
+        return enlistment.write([job if job.grace is None else job._replace(grace=0.0) for job in jobs], rings, whole)
 
     def new_job(self, message: Message[Any], delay: float = 0.0) -> NewJob:
         """The row of a message, ``delay`` seconds from now. Raises: PayloadError, OptionError: it cannot be stored."""
         return self._row(message, delay, self._origin(message))
 
-    def _origin(self, message: Message[Any]) -> _Origin:
+    def _origin(self, message: Message[Any]) -> Origin:
         actor = self.actors.get(message.actor_name)
         broker = self.routes.of(message.queue_name)
         if broker not in self.transports:
             # Its driver is not installed here: whoever has it moves the row.
             broker = self.settings.broker
         claim = current_claim.get()
-        return _Origin(
-            priority=_priority(message, actor),
+        return Origin(
+            priority=priority_of(message, actor),
             max_attempts=max_attempts(message, actor),
             max_lost=max_lost(message, actor),
-            tags=None if (tags := option("tags", message, actor)) is None else list(tags),
-            max_age=_max_age(message, actor),
+            tags=tags_of(message, actor),
+            max_age=max_age_of(message, actor),
             parent_id=None if claim is None else claim.job.message_id,
             broker=broker,
             grace=self.publisher.grace(broker) if self.transports[broker].carries_triggers else None,
         )
 
-    def _row(self, message: Message[Any], delay: float, origin: _Origin) -> NewJob:
-        limit, options = self.settings.max_payload_bytes, message.options
+    def _row(self, message: Message[Any], delay: float, origin: Origin) -> NewJob:
+        limit, name = self.settings.max_payload_bytes, message.actor_name
+        if self._seals is not None:
+            message = self._seals.opened(message)
+        payload = encode_payload(name, message.args, message.kwargs, limit)
+        # What keys are made of and compared by is what the body gets.
+        jobs_control = control(message, self.actors.get(name), self._controls, payload)
+        stored = self.shown(message)
+        if stored is not message:
+            # Base64 of what was encrypted, and what it says of itself.
+            payload = encode_payload(name, stored.args, stored.kwargs, 4 * limit)
+        options = stored.options
         if options:
             options = {name: value for name, value in options.items() if value is not None or name == "max_retries"}
+            options.pop("replayed", None)
         return NewJob(
-            message_id=_checked_id(message),
+            message_id=id_of(message),
             queue=message.queue_name,
-            actor=message.actor_name,
-            payload=encode_payload(message.actor_name, message.args, message.kwargs, limit),
+            actor=name,
+            payload=payload,
             broker=origin.broker,
-            options=encode_options(message.actor_name, options, limit),
+            options=encode_options(name, options, limit),
             priority=origin.priority,
             max_attempts=origin.max_attempts,
             max_lost=origin.max_lost,
@@ -352,8 +366,12 @@ class SwitchyardBroker(Broker):
             delay=delay,
             grace=origin.grace,
             max_age=origin.max_age,
-            control=control(message, self.actors.get(message.actor_name), self._controls),
+            control=jobs_control,
         )
+
+    def shown(self, message: Message[Any]) -> Message[Any]:
+        """The message as it may be stored and shown: with its secrets sealed. Raises: OptionError: they cannot be."""
+        return message if self._seals is None else self._seals.sealed(message)
 
     # Working.
 
@@ -448,51 +466,11 @@ def _guarded(body: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
-def _seconds(message: Message[Any], delay: Any) -> float:
-    """A delay in seconds; Dramatiq's numbers are milliseconds."""
-    if delay is None:
-        return 0.0
-    if isinstance(delay, timedelta):
-        seconds = delay.total_seconds()
-    elif isinstance(delay, int | float) and not isinstance(delay, bool):
-        seconds = delay / 1000
-    else:
-        raise OptionError(message.actor_name, "delay", f"{delay!r:.50} is neither milliseconds nor a timedelta")
-    if not seconds <= _MAX_DELAY:
-        raise OptionError(message.actor_name, "delay", f"{delay!r:.50} is more than {_MAX_DELAY / _YEAR:g} years")
-    return seconds
-
-
 def _noting(jobs: Iterable[NewJob], kept: list[NewJob]) -> Iterator[NewJob]:
     """The same jobs, each kept as it passes."""
     for job in jobs:
         kept.append(job)
         yield job
-
-
-def _checked_id(message: Message[Any]) -> str:
-    try:
-        # Any form that Python reads is accepted; Dramatiq's own takes half as long this way.
-        if not _UUID_TEXT.fullmatch(message.message_id):
-            UUID(message.message_id)
-    except (ValueError, AttributeError, TypeError):
-        raise OptionError(message.actor_name, "message_id", f"{message.message_id!r:.50} is no UUID") from None
-    return message.message_id
-
-
-def _priority(message: Message[Any], actor: Actor[Any, Any] | None) -> int:
-    value = message.options.get("priority")
-    if value is None:
-        value = 0 if actor is None else actor.priority
-    if isinstance(value, bool) or not isinstance(value, int) or abs(value) > _MAX_PRIORITY:
-        raise OptionError(message.actor_name, "priority", _NO_PRIORITY.format(value))
-    return value
-
-
-def _max_age(message: Message[Any], actor: Actor[Any, Any] | None) -> float | None:
-    """In milliseconds; what is longer than Postgres has dates for is no limit."""
-    value = option("max_age", message, actor)
-    return None if value is None or value > _MAX_DELAY * 1000 else float(value)
 
 
 __all__ = ["ActorNotFound", "SwitchyardBroker"]

@@ -7,6 +7,7 @@ cancelling, pausing, editing      what steers jobs: a command or three each, add
 batches                           ``batches``
 limits                            ``limits``: look at them, set and reset them
 choosing, reporting               options that choose jobs; errors of ours as one line
+keys, secrets                     ``key``; ``secrets new-key`` and ``secrets rotate``
 schedules                         ``schedules``
 dead                              ``dead``: dead letters
 supervisor                        worker processes, kept alive, for ``worker``
@@ -22,10 +23,12 @@ from cli.cancelling import cancel_command
 from cli.commands import main
 from cli.dead import dead
 from cli.editing import edit_command
+from cli.keys import key_command
 from cli.limits import limits_group
 from cli.listing import jobs_command, show_command
 from cli.pausing import pause_command, paused_command, resume_command
 from cli.schedules import schedules
+from cli.secrets import secrets_group
 
 main.add_command(jobs_command)
 main.add_command(show_command)
@@ -34,6 +37,8 @@ main.add_command(edit_command)
 main.add_command(pause_command)
 main.add_command(resume_command)
 main.add_command(paused_command)
+main.add_command(key_command)
+main.add_command(secrets_group)
 main.add_command(schedules)
 main.add_command(batches)
 main.add_command(dead)

@@ -20,6 +20,7 @@ from structlog.stdlib import get_logger
 
 from brokers.broker import SwitchyardBroker
 from control import access
+from control.secrets import kept_secrets
 from errors import JobNotFound
 from ledger import dead, read
 from ledger.database import BoundedConnection
@@ -298,11 +299,14 @@ def _payload(
     broker = access.broker()
     if not isinstance(broker, SwitchyardBroker):
         raise RuntimeError("BROKER=stub keeps no dead letters")
+    new_args = ended.payload["args"] if args is None else args
+    new_kwargs = ended.payload["kwargs"] if kwargs is None else kwargs
+    new_args, new_kwargs = kept_secrets(ended.actor, ended.payload, new_args, new_kwargs, id_, broker.settings.secret_key_bytes)
     message: Message[Any] = Message(
         queue_name=to_queue or ended.queue,
         actor_name=ended.actor,
-        args=tuple(ended.payload["args"] if args is None else args),
-        kwargs=dict(ended.payload["kwargs"] if kwargs is None else kwargs),
+        args=tuple(new_args),
+        kwargs=new_kwargs,
         options=ended.options or {},
         message_id=id_,
     )

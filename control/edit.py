@@ -14,6 +14,7 @@ from dramatiq import Message
 
 from brokers.broker import SwitchyardBroker
 from control import access
+from control.secrets import kept_secrets
 from errors import OptionError
 from ledger import control
 from ledger.control import Change, WaitingJob
@@ -39,8 +40,9 @@ def edit(
 ) -> bool:
     """Change a job that is scheduled, pending or retrying; what is not given stays as it is.
 
-    Arguments are checked against the actor's signature if this process knows the actor, otherwise its worker will. A better priority counts
-    at once; a worse one may come too late for a job whose trigger is already at the head of a Redis or RabbitMQ queue.
+    Arguments are checked against the actor's signature if this process knows the actor, otherwise its worker will; ``[secret]`` stands for
+    the secret that is there. A better priority counts at once; a worse one may come too late for a job whose trigger is already at the head
+    of a Redis or RabbitMQ queue.
 
     Parameters:
         job: its id, or the message that ``send()`` returned.
@@ -96,11 +98,16 @@ def _checked(
     broker = access.broker()
     if not isinstance(broker, SwitchyardBroker):
         raise RuntimeError("BROKER=stub keeps no jobs that could be changed")
+    new_args = waiting.payload["args"] if args is None else args
+    new_kwargs = waiting.payload["kwargs"] if kwargs is None else kwargs
+    new_args, new_kwargs = kept_secrets(
+        waiting.actor, waiting.payload, new_args, new_kwargs, id_, broker.settings.secret_key_bytes
+    )
     message: Message[Any] = Message(
         queue_name=waiting.queue,
         actor_name=waiting.actor,
-        args=tuple(waiting.payload["args"] if args is None else args),
-        kwargs=dict(waiting.payload["kwargs"] if kwargs is None else kwargs),
+        args=tuple(new_args),
+        kwargs=new_kwargs,
         options=(waiting.options or {}) | ({} if priority is None else {"priority": priority}),
         message_id=id_,
     )

@@ -114,7 +114,7 @@ def _mark(connection: Conn, news: Sequence[News]) -> tuple[list[str], bool]:
     marked = connection.execute(SQL["mark_batches"], parameters).fetchall()
     callbacks = [row for entry in marked for text in entry[3:6] if text is not None for row in json.loads(text)]
     if callbacks:
-        connection.execute(SQL["enqueue_controlled"], {"rows": json.dumps(callbacks)}).fetchall()
+        connection.execute(SQL["enqueue_controlled"], {"rows": json.dumps(callbacks), "keys": "[]"}).fetchall()
     following = [id_ for id_, _, followed, *_, succeeded in marked if followed and succeeded]
     if following:
         feed(connection, [(id_, _results(connection, id_)) for id_ in following])

@@ -9,13 +9,41 @@ from ledger.states import State
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SentKey:
+    """What a send with an idempotency key is compared by, and how long the key is kept, in seconds; see ``middleware.idempotency``."""
+
+    fingerprint: str
+    #: What the same payload had as its fingerprint under other keys of the settings.
+    accepted: tuple[str, ...] = ()
+    ttl: float
+
+
+UniqueMode = Literal["skip", "debounce", "throttle"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unique:
+    """What a send counts as the same job as, and what it does then; see ``middleware.unique``."""
+
+    key: str
+    mode: UniqueMode = "skip"
+    #: Seconds from the first send; None: while it is active.
+    period: float | None = None
+    #: How long after the first send a debounced job is due at the latest, in seconds; None: ten times the delay.
+    max_wait: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobControl:
     """What most jobs do not have: keys, limits, a place in a workflow or a schedule. A job with one is written by a statement of its own,
-    so that plain jobs do not pay for it. Fields are columns of the same name."""
+    so that plain jobs do not pay for it. Fields are columns of the same name, but for ``sent`` and ``unique``: what ``ledger.keys`` does
+    about the keys."""
 
-    #: Of the sender, and of the actor; see ``middleware.idempotency``.
+    #: Of the sender, and of the actor while the job is active.
     idempotency_key: str | None = None
+    sent: SentKey | None = None
     unique_key: str | None = None
+    unique: Unique | None = None
     #: See ``middleware.rate_limit`` and ``middleware.concurrency``.
     rate_key: str | None = None
     rate_cost: int | None = None
@@ -64,9 +92,25 @@ class NewJob(NamedTuple):
     control: JobControl | None = None
 
     @property
+    def has_keys(self) -> bool:
+        """Whether it may turn out to be a job that exists already."""
+        return self.control is not None and (self.control.sent is not None or self.control.unique is not None)
+
+    @property
     def waits(self) -> bool:
         """Whether it may not run at once: there is nothing to publish yet."""
         return self.delay > 0 or (self.control is not None and self.control.wait_reason is not None)
+
+
+class First(NamedTuple):
+    """The job that a key led to instead of a new one, as it was sent; ``created_ms`` is a Unix time in milliseconds."""
+
+    message_id: str
+    queue: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    options: dict[str, Any]
+    created_ms: int
 
 
 class Enqueued(NamedTuple):
@@ -75,6 +119,10 @@ class Enqueued(NamedTuple):
     id: int
     message_id: str
     created: bool
+    #: A key led to another job: nothing was written, and ``id`` is that job's (0: its row was removed long ago).
+    replayed: bool = False
+    #: That job; None where its row is gone.
+    first: First | None = None
 
 
 # A named tuple and not a frozen dataclass: one is built per job on the hot path, and it costs a tenth (0.4 against 4 us).

@@ -21,6 +21,7 @@ SQL in ``ledger/sql``. Everything lives in a schema of its own, so that the ledg
     duty      what one keeper does for all: when its next turn is, and how far it got
     sample    depths and ages of the queues over time, for charts
     activity  what the workers did in each minute, for charts
+    idempotency   which job a sender's key, or an actor's key for a period, stands for, and until when
     schedule  when jobs are to be made without anybody sending them
     schedule_declaration   which schedules living processes have in their code, and since when
     tick      for which times of a schedule a job was made, so that each is made once
@@ -183,6 +184,14 @@ job = Table(
         "job_expiry",
         "expires_at",
         postgresql_where=text("expires_at IS NOT NULL AND state IN ('scheduled', 'pending', 'retrying')"),
+    ),
+    # One active job per key of an actor; a replay while another job has the key is refused by this. Only rows with one pay for it.
+    Index(
+        "job_unique_active",
+        "actor",
+        "unique_key",
+        unique=True,
+        postgresql_where=text("unique_key IS NOT NULL AND state IN ('scheduled', 'pending', 'retrying', 'running')"),
     ),
     # The dead letters by what they have in common.
     Index("job_dead_group", "fingerprint", "finished_at", "id", postgresql_where=text("state = 'dead'")),
@@ -427,6 +436,25 @@ duty = Table(
     Column("due_at", DateTime(timezone=True), nullable=False, server_default=NOW),
     # How far it got; what that means is the duty's own business.
     Column("position", BigInteger, nullable=False, server_default=text("0")),
+)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    # idempotency: a sender's key. unique: an actor's, for a period.
+    Column("kind", Text, primary_key=True),
+    # The actor.
+    Column("scope", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    # Of the payload, by HMAC; null where payloads are not compared.
+    Column("fingerprint", Text),
+    # Not a foreign key: the key outlives the job's row.
+    Column("message_id", Uuid, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    # From then on it counts as absent, and the keepers remove it.
+    Column("expires_at", DateTime(timezone=True), nullable=False),
+    CheckConstraint("kind IN ('idempotency', 'unique')", name="kind_known"),
+    Index("idempotency_expires_at", "expires_at"),
 )
 
 schedule = Table(

@@ -9,18 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict
+from dataclasses import fields
 from itertools import islice
 from operator import attrgetter
 from time import monotonic
 from typing import Any, Final
-from uuid import UUID
 
 from psycopg import Connection, Cursor, Pipeline
 from psycopg.errors import UniqueViolation
 
-from errors import JobExists
-from ledger import batches
+from ledger import batches, keys
 from ledger.arrays import plain, texts, words
 from ledger.batches import Together
 from ledger.database import BoundedConnection
@@ -28,8 +26,9 @@ from ledger.fingerprint import failure_kind
 from ledger.limits import free_slots
 from ledger.prepared import Prepared
 from ledger.records import ClaimedJob, DueJob, Enqueued, Finish, JobControl, NewJob, Rescued, Unclaimed, WorkerRow
+from ledger.repeats import recognise, sorted_out
 from ledger.sql import SQL
-from ledger.states import TERMINAL, State
+from ledger.states import State
 
 Conn = Connection[Any]
 
@@ -41,6 +40,8 @@ CHUNK: Final = 1_000
 PART: Final = 250
 
 _by_id = attrgetter("id")
+#: What of a job's control stands in its row.
+_CONTROL: Final = tuple(field.name for field in fields(JobControl) if field.name not in ("sent", "unique"))
 
 
 _ENQUEUE: Final = Prepared("switchyard_enqueue", SQL["enqueue"])
@@ -54,6 +55,8 @@ def enqueue(connection: BoundedConnection, job: NewJob) -> Enqueued:
     Raises:
         JobExists: another job, or one that has ended, has this message id.
     """
+    if job.has_keys:
+        return keys.enqueue_one(connection, job, _insert_controlled, recognise)
     if job.control is not None:
         return _written(connection, [job], _insert_controlled(connection, [job]).fetchall())[0]
     try:
@@ -79,30 +82,39 @@ def enqueue(connection: BoundedConnection, job: NewJob) -> Enqueued:
     except UniqueViolation as error:
         if error.diag.constraint_name != "job_message_id_key":
             raise
-        return _recognise(connection, [job])[0]
+        return recognise(connection, [job])[0]
     return Enqueued(int(id_ or 0), job.message_id, True)
 
 
-def enqueue_many(connection: Conn, jobs: Iterable[NewJob], whole: Together | None = None) -> list[Enqueued]:
+def enqueue_many(
+    connection: Conn, jobs: Iterable[NewJob], whole: Together | None = None, *, lenient: bool = False
+) -> list[Enqueued]:
     """Write many jobs in the order given, in one transaction: all or none.
 
     They are taken from ``jobs`` a few hundred at a time, while the server is at work on those before: making a row costs the sender more
-    than writing it costs the server, and the two overlap. What ``jobs`` raises ends the transaction.
+    than writing it costs the server, and the two overlap (but for a part with keys). What ``jobs`` raises ends the transaction.
+
+    Parameters:
+        lenient: an idempotency key that stands for another payload is no error; the job it stands for is.
 
     Raises:
-        JobExists: as ``enqueue``; then nothing was written.
+        JobExists, IdempotencyConflict: as ``enqueue``; then nothing was written.
     """
     written: list[Enqueued] = []
     rest = iter(jobs)
     with _pipelined(connection), connection.transaction():
         if whole is not None:
             whole.before(connection)
-        sent = []
+        sent: list[tuple[list[NewJob], Cursor[Any] | list[Enqueued]]] = []
         while part := list(islice(rest, PART)):
-            sent.append((part, _insert(connection, part)))
-        for part, cursor in sent:
-            written += _written(connection, part, cursor.fetchall())
+            if any(job.has_keys for job in part):
+                sent.append((part, keys.enqueue_batch(connection, part, _insert_controlled, recognise, lenient=lenient)))
+            else:
+                sent.append((part, _insert(connection, part)))
+        for part, answer in sent:
+            written += answer if isinstance(answer, list) else _written(connection, part, answer.fetchall())
         if whole is not None:
+            keys.refuse_others(written)
             whole.after(connection, written)
     return written
 
@@ -118,12 +130,13 @@ def controlled_rows(jobs: Iterable[NewJob]) -> list[dict[str, Any]]:
     for job in jobs:
         row = job._asdict()
         control = row.pop("control") or JobControl()
-        rows.append(row | asdict(control))
+        rows.append(row | {name: value for name in _CONTROL if (value := getattr(control, name)) is not None})
     return rows
 
 
-def _insert_controlled(connection: Conn, jobs: Sequence[NewJob]) -> Cursor[Any]:
-    return connection.execute(SQL["enqueue_controlled"], {"rows": json.dumps(controlled_rows(jobs))})
+def _insert_controlled(connection: Conn, jobs: Sequence[NewJob], taking: Sequence[dict[str, Any]] = ()) -> Cursor[Any]:
+    parameters = {"rows": json.dumps(controlled_rows(jobs)), "keys": json.dumps(taking)}
+    return connection.execute(SQL["enqueue_controlled"], parameters)
 
 
 def _insert(connection: Conn, jobs: Sequence[NewJob]) -> Cursor[Any]:
@@ -160,36 +173,7 @@ def _written(connection: Conn, jobs: Sequence[NewJob], rows: Sequence[tuple[int,
         # A KeyError: an id that Postgres writes in another form, or one that stands in the batch twice.
         with suppress(KeyError):
             return [Enqueued(ids[job.message_id], job.message_id, True) for job in jobs]
-    return _sorted_out(connection, jobs, ids)
-
-
-def _sorted_out(connection: Conn, jobs: Sequence[NewJob], ids: dict[str, int]) -> list[Enqueued]:
-    """Tell the jobs that were written from those stored before, and those that stand in the batch twice."""
-    written = {}
-    for position, job in enumerate(jobs):
-        id_ = ids.pop(str(UUID(job.message_id)), None)
-        if id_ is not None:
-            written[position] = Enqueued(id_, job.message_id, True)
-    others = iter(_recognise(connection, [job for position, job in enumerate(jobs) if position not in written]))
-    return [written.get(position) or next(others) for position in range(len(jobs))]
-
-
-def _recognise(connection: Conn, jobs: Sequence[NewJob]) -> list[Enqueued]:
-    """A send repeats itself after a lost reply: the same actor and arguments under the same id are the same job, while it lives."""
-    rows = connection.execute(SQL["existing_jobs"], {"message_ids": [job.message_id for job in jobs]}).fetchall()
-    found = {row[1]: row for row in rows}
-    same: list[Enqueued] = []
-    for job in jobs:
-        row = found.get(str(UUID(job.message_id)))
-        if row is None:
-            raise JobExists(job.message_id, "it was removed while it was being sent again")
-        id_, _, queue, actor, state, payload = row
-        if (queue, actor, payload) != (job.queue, job.actor, job.payload):
-            raise JobExists(job.message_id, f"with actor {actor!r} and other arguments")
-        if State(state) in TERMINAL:
-            raise JobExists(job.message_id, f"it is {state}")
-        same.append(Enqueued(id_, job.message_id, False))
-    return same
+    return sorted_out(connection, jobs, ids)
 
 
 def claim_by_id(
@@ -298,7 +282,8 @@ def finish(connection: Conn, finishes: Iterable[Finish]) -> set[int]:
             for child in entry.children
         ]
         if following:
-            enqueue_many(connection, following)
+            # The end stands whatever a follower's key stands for.
+            enqueue_many(connection, following, lenient=True)
         batches.follow(
             connection,
             completed=[entry for entry in completed if entry.upstream is not None and entry.id in done],

@@ -21,6 +21,7 @@ from middleware.current_job import CurrentJob
 from middleware.dead_letter import DeadLetterHook
 from middleware.event_loop import EventLoop
 from middleware.group_callbacks import LedgerGroupCallbacks
+from middleware.idempotency import Idempotency
 from middleware.log_context import LogContext
 from middleware.max_age import MaxAge
 from middleware.payload import CheckedPayload
@@ -28,11 +29,13 @@ from middleware.periodic import Periodic
 from middleware.rate_limit import RateLimit
 from middleware.results import LedgerResults
 from middleware.retries import Retries
+from middleware.secrets import Secrets
 from middleware.shutdown import ShutdownNotice
 from middleware.status import Status
 from middleware.stub import stub_stack
 from middleware.tags import Tags
 from middleware.time_limit import TimeLimit
+from middleware.unique import UniqueJobs
 from middleware.worker_lost import WorkerLost
 from settings import Settings
 
@@ -54,6 +57,11 @@ def stack(settings: Settings, database: Database) -> list[Middleware]:
         # Only looks at options; its place does not matter.
         Periodic(),
         WorkerLost(),
+        # Its place among hooks does not matter: it works where the row is made, and around the body.
+        Secrets(settings),
+        # Look at arguments that are known to fit.
+        Idempotency(settings),
+        UniqueJobs(settings),
         DeadLetterHook(),
         # After the payload check: their keys are told from the arguments.
         RateLimit(),

@@ -60,6 +60,8 @@ class Callbacks(Middleware):
 def add_followers(broker: Broker, message: MessageProxy, ending: Finish, result: Any) -> None:
     """Add what follows from an end, to be written with it."""
     actor = broker.actors.get(message.actor_name)
+    # What follows is stored as well.
+    result = cast("Claim", message.claim).masked(result)
     if "followed" in message.options:
         _hand_on(message, ending, result)
     if ending.state is State.COMPLETED:

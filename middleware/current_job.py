@@ -29,7 +29,7 @@ from ledger.database import Database
 from ledger.records import Finish
 from middleware.callbacks import add_followers
 from middleware.steps import Remembers, Steps
-from middleware.transaction import Transactions
+from middleware.transaction import Transactions, say_too_late
 from runtime.claims import Claim, Completion
 from runtime.context import current_claim
 from runtime.encoding import clean_text, encode_result
@@ -230,6 +230,7 @@ class ClaimedJobContext(Job):
         return self._claim.cancel_requested
 
     def _report(self, percent: float, stage: str | None) -> None:
+        stage = None if stage is None else self._claim.redacted(stage)
         with self._lock:
             # A stage is kept until another one is named.
             self._stage = stage if stage is not None else self._stage
@@ -249,6 +250,7 @@ class ClaimedJobContext(Job):
 
     def _append(self, line: str) -> None:
         claim = self._claim
+        line = claim.redacted(line)
         with self._lock:
             claim.log_lines += 1
             count = claim.log_lines
@@ -291,7 +293,7 @@ class ClaimedJobContext(Job):
     def _stored_result(self) -> str | None:
         if not option("store_results", self._message, self._broker.actors.get(self.actor), True):
             return None
-        return encode_result(self._result, self._shared.max_result_bytes)
+        return encode_result(self._claim.masked(self._result), self._shared.max_result_bytes)
 
     def _check_result(self, value: Any) -> None:
         encode_result(value, self._shared.max_result_bytes)
@@ -353,7 +355,7 @@ class CurrentJob(Middleware):
         self._local.tokens = None
         job = running_job.get()
         if cast("Claim", message.claim).completion is Completion.COMMITTED:
-            _say_too_late(result, exception)
+            say_too_late(result, exception)
         try:
             if isinstance(job, ClaimedJobContext):
                 job.write_progress()
@@ -370,11 +372,3 @@ class CurrentJob(Middleware):
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         """Let the connections of transactions go."""
         self.transactions.close()
-
-
-def _say_too_late(result: Any, exception: BaseException | None) -> None:
-    if exception is not None:
-        error = f"{type(exception).__name__}: {exception}"
-        logger.error("raised after job.transaction() had completed the job, which stays completed", error=error)
-    elif result is not None:
-        logger.warning("a return value after job.transaction() is ignored, assign job.result inside the block")

@@ -15,6 +15,7 @@ from dramatiq import Broker, Message, MessageProxy, Middleware, Worker
 from structlog.types import EventDict, WrappedLogger
 
 from middleware.current_job import find_current_job
+from runtime.context import current_claim
 
 #: Libraries that report every step of every connection, and a lost one at five places with stack traces: what matters of it, we say.
 _CHATTY: Final = ("pika",)
@@ -47,7 +48,7 @@ def configure_logging(level: str, style: Literal["console", "json"]) -> None:
         else structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
     )
     last = [structlog.processors.format_exc_info, renderer] if style == "json" else [renderer]
-    formatter = structlog.stdlib.ProcessorFormatter(
+    formatter = SecretsHidden(
         foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last]
     )
     root = logging.getLogger()
@@ -81,6 +82,16 @@ def configure_structlog() -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+class SecretsHidden(structlog.stdlib.ProcessorFormatter):
+    """Renders lines, without the secrets of the job that they were written for; traces of exceptions among them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        line = super().format(record)
+        claim = current_claim.get()
+        return line if claim is None else claim.redacted(line)
 
 
 def tells_no_arguments(record: logging.LogRecord) -> bool:

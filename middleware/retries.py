@@ -75,8 +75,8 @@ def failed(message: Any, error: BaseException, actor: Actor[Any, Any] | None) ->
         finished=now,
         outcome="failed",
         error_type=type(error).__name__,
-        error=clean_text(_text(error) or _why(error, claim), MAX_ERROR),
-        traceback=clean_text("".join(traceback.format_exception(error)), MAX_TRACEBACK),
+        error=clean_text(claim.redacted(_text(error)) or _why(error, claim), MAX_ERROR),
+        traceback=clean_text(claim.redacted("".join(traceback.format_exception(error))), MAX_TRACEBACK),
     )
     reason = _why_dead(message, error, actor, failures)
     if reason is not None:
@@ -118,7 +118,9 @@ def snoozed(claim: Claim, delay: float) -> Finish:
 
 def _why_dead(message: HasOptions, error: BaseException, actor: Actor[Any, Any] | None, failures: int) -> str | None:
     throws = option("throws", message, actor)
-    if isinstance(error, Permanent) or (throws and isinstance(error, throws)):
+    if isinstance(error, Permanent):
+        return error.dead_reason
+    if throws and isinstance(error, throws):
         return "permanent"
     retry_when: Callable[[int, BaseException], bool] | None = option("retry_when", message, actor)
     if retry_when is not None:
@@ -207,7 +209,7 @@ class Retries(Middleware):
                 "job is dead",
                 reason=ending.dead_reason,
                 error=f"{ending.error_type}: {ending.error}",
-                exc_info=None if ending.dead_reason == "permanent" else exception,
+                exc_info=None if ending.dead_reason in ("permanent", "undecryptable") else exception,
             )
         elif ending.state is State.RETRYING:
             error = f"{ending.error_type}: {ending.error}"

@@ -44,7 +44,7 @@ class Status(Middleware):
         if result is not None and not option("store_results", message, broker.actors.get(message.actor_name), True):
             result = None
         try:
-            encoded = encode_result(result, self._max_result_bytes)
+            encoded = encode_result(claim.masked(result), self._max_result_bytes)
         except ValueError as error:
             claim.ending = Finish(
                 id=claim.job.id,

@@ -2,7 +2,8 @@
 
 Dramatiq's own StubBroker with Dramatiq's own middleware, which is fault-free in one process, and those of ours that need no ledger: the
 payload check, the tags, schedules (checked, and never due), limits (checked, and holding nobody back), and ``current_job()``, whose
-progress and lines go nowhere. The option names are the same.
+progress and lines go nowhere. The option names are the same, and checked the same; keys make no two sends one, for there is no ledger to
+remember them.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ from dramatiq.results.backends import StubBackend
 
 from middleware.concurrency import Concurrency
 from middleware.dead_letter import DeadLetterHook
+from middleware.idempotency import Idempotency
 from middleware.job_context import job_context
 from middleware.payload import CheckedPayload
 from middleware.periodic import Periodic
 from middleware.rate_limit import RateLimit
+from middleware.secrets import Secrets
 from middleware.tags import Tags
+from middleware.unique import UniqueJobs
 from middleware.worker_lost import WorkerLost
+from settings import Settings, load
 
 
 class StubCurrentJob(Middleware):
@@ -58,8 +63,9 @@ class StubCurrentJob(Middleware):
         self.after_process_message(broker, message)
 
 
-def stub_stack() -> list[Middleware]:
-    """The middlewares of the stub broker."""
+def stub_stack(settings: Settings | None = None) -> list[Middleware]:
+    """The middlewares of the stub broker; without settings, with those of the environment."""
+    settings = settings or load()
     return [
         AgeLimit(),
         TimeLimit(),
@@ -73,6 +79,9 @@ def stub_stack() -> list[Middleware]:
         Tags(),
         Periodic(),
         WorkerLost(),
+        Secrets(settings),
+        Idempotency(settings),
+        UniqueJobs(settings),
         DeadLetterHook(),
         RateLimit(),
         Concurrency(),

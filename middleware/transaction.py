@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic, sleep
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -147,3 +147,12 @@ def _finish(connection: BoundedConnection, claim: Claim, ending: Finish) -> None
     connection.execute(SQL["bound_idleness"], {"milliseconds": str(int(COMMIT_GRACE * 1000))})
     if not write.finish(connection, [ending]):
         raise LeaseLost(claim.job.message_id)
+
+
+def say_too_late(result: Any, exception: BaseException | None) -> None:
+    """Log what an actor returned or raised after its transaction had completed the job."""
+    if exception is not None:
+        error = f"{type(exception).__name__}: {exception}"
+        logger.error("raised after job.transaction() had completed the job, which stays completed", error=error)
+    elif result is not None:
+        logger.warning("a return value after job.transaction() is ignored, assign job.result inside the block")

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from ledger.records import ClaimedJob, Finish
 from runtime.interrupt import Guard
+from runtime.secrets import Redactor
 
 #: The stretch of work that may wait in the process, in seconds, where claims are quick; where they are not, this many claims' time, up to
 #: a limit. Half of it has to last for a claim: were it shorter, the threads would run dry during each, finish less, and have room for less
@@ -59,6 +60,7 @@ class Claim:
         "log_lines",
         "lost",
         "received",
+        "redactor",
         "start_recorded",
         "started",
         "time_limit",
@@ -85,7 +87,17 @@ class Claim:
         #: Seconds after which the body is interrupted; None: never.
         self.time_limit: float | None = None
         self.guard: Guard | None = None
+        #: Hides the job's secrets in texts; set once they are decrypted.
+        self.redactor: Redactor | None = None
         self.log_lines = 0
+
+    def redacted(self, text: str) -> str:
+        """A text without the job's secrets."""
+        return text if self.redactor is None else self.redactor.text(text)
+
+    def masked(self, value: Any) -> Any:
+        """A value that will be stored, without the job's secrets."""
+        return value if self.redactor is None else self.redactor.value(value)
 
 
 class HeldClaims:

@@ -20,10 +20,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Final, cast
 
+from errors import EnlistRefused
 from ledger import write
 from ledger.batches import Together
 from ledger.borrowed import Borrowed, LedgerOnly, borrow
-from ledger.records import NewJob
+from ledger.records import Enqueued, NewJob
 from ledger.sql import SQL
 
 #: The channel on which keepers learn that a commit made something due.
@@ -39,20 +40,38 @@ class Enlistment:
         self.outer = outer
         self.open = True
 
-    def write(self, jobs: Sequence[NewJob], rings: Sequence[tuple[str, str]], whole: Together | None = None) -> None:
+    def write(self, jobs: Sequence[NewJob], rings: Sequence[tuple[str, str]], whole: Together | None = None) -> list[Enqueued]:
         """Write jobs, all or none, and the notifications (channel, payload) that wake somebody at the commit.
 
         Raises:
-            EnlistRefused: the connection has no transaction, or leads to another database.
-            JobExists: another job has one of these ids; the caller's transaction goes on.
+            EnlistRefused: the connection has no transaction, leads to another database, or cannot carry a send with keys.
+            JobExists, IdempotencyConflict: another job has one of these ids or keys; the caller's transaction goes on.
         """
         if self._ledger is not None:
             self._ledger.check(self._borrowed)
+        if any(job.has_keys for job in jobs):
+            self._check_keys(jobs)
         # It has what the write path uses of a connection: execute and transaction.
-        write.enqueue_many(cast("write.Conn", self._borrowed), jobs, whole)
+        written = write.enqueue_many(cast("write.Conn", self._borrowed), jobs, whole)
         # With every send: a savepoint that is rolled back takes its notification along, so an earlier one proves nothing.
         for channel, payload in rings:
             self._borrowed.execute(SQL["ring_at_commit"], {"channel": channel, "payload": payload})
+        return written
+
+    def _check_keys(self, jobs: Sequence[NewJob]) -> None:
+        """Raises: EnlistRefused: the transaction could not tell whether a key is free, or would keep workers from a job."""
+        for job in jobs:
+            if job.control is not None and job.control.unique is not None and job.control.unique.mode == "debounce":
+                raise EnlistRefused(
+                    f"actor {job.actor!r} is debounced: a send changes the job that waits, which workers could not take before this "
+                    "transaction ends; send it outside of enlist(), or with unique_mode='skip'"
+                )
+        level = self._borrowed.execute(SQL["transaction_isolation"]).fetchone()[0]
+        if level not in ("read committed", "read uncommitted"):
+            raise EnlistRefused(
+                f"the transaction is {level.upper()}, where a send with a key cannot see the job that took the key meanwhile; "
+                "use READ COMMITTED for it, or send outside of enlist()"
+            )
 
 
 _innermost: Final[ContextVar[Enlistment | None]] = ContextVar("switchyard_enlistment", default=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import Any, Final, Protocol
 
 from errors import OptionError
@@ -14,6 +15,8 @@ DEFAULT_MAX_RETRIES: Final = 20
 DEFAULT_MIN_BACKOFF_MS: Final = 15_000
 DEFAULT_MAX_BACKOFF_MS: Final = 604_800_000
 DEFAULT_TIME_LIMIT_MS: Final = 600_000
+#: Longest period, in seconds; far beyond it Postgres has no dates left.
+MAX_PERIOD: Final = 100 * 365 * 86_400.0
 
 
 class HasOptions(Protocol):
@@ -43,14 +46,14 @@ class Controls(Protocol):
     """A middleware that has something to say about a job's control, such as the limits that it counts against."""
 
     def control_of(self, message: Any, actor: Any, payload: str) -> Mapping[str, Any] | None:
-        """Fields of ``JobControl``, or None: nothing about this message."""
+        """Fields of ``JobControl``, or None: nothing about this message. ``payload`` is the JSON text of its arguments."""
 
 
-def control(message: HasOptions, actor: HasOptions | None, controls: Iterable[Controls]) -> JobControl | None:
+def control(message: HasOptions, actor: HasOptions | None, controls: Iterable[Controls], payload: str) -> JobControl | None:
     """What a message's options, and the middlewares, say that most messages have nothing to say of; None: nothing."""
     fields: dict[str, Any] = {}
     for middleware in controls:
-        fields |= middleware.control_of(message, actor, "") or {}
+        fields |= middleware.control_of(message, actor, payload) or {}
     if options := message.options:
         # Dramatiq's own name for the group that a message belongs to.
         schedule, batch = options.get("schedule"), options.get("group_completion_uuid")
@@ -81,3 +84,18 @@ def check_numbers(actor_name: str, options: Mapping[str, Any], wanted: Mapping[s
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value < least:
             raise OptionError(actor_name, name, f"{value!r:.50} is no number of {least:g} or more ({unit})")
+
+
+def period_seconds(actor_name: str, options: Mapping[str, Any], name: str) -> float | None:
+    """A period among options (of an actor or a message) in seconds; None where there is none.
+
+    Raises:
+        OptionError: it is neither a number of seconds above 0 nor such a ``timedelta``, or longer than 100 years.
+    """
+    value = options.get(name)
+    if value is None:
+        return None
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= MAX_PERIOD:
+        raise OptionError(actor_name, name, f"{value!r:.50} is no period above 0 and up to 100 years (seconds, or a timedelta)")
+    return float(seconds)

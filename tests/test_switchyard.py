@@ -15,15 +15,15 @@ from tests.rig.processes import ROOT, base_environment
 #: Names that apps and actors import. Adding one is a decision, removing one breaks somebody.
 PUBLIC = {
     "Attempt", "Batch", "BatchCallback", "BatchClosed", "BatchNotFound", "CancelCount", "Cancelled", "Counts", "CronError",
-    "DeadGroup", "DeadLetter", "DeadPage", "Discards", "EnlistRefused", "Job", "JobExists", "JobNotFound", "LeaseLost",
-    "LedgerNotMigrated", "LedgerUnavailable", "LogLine", "OptionError", "Page", "Pause", "PayloadError", "Permanent", "Replay",
-    "Replays", "Retry", "Schedule", "ScheduleError", "ScheduleExists", "ScheduleNotFound", "SettingsError", "Snooze", "State",
-    "SwitchyardError", "Tick", "add_to_batch", "attempts", "batch", "cancel", "cancel_many", "children", "configure", "counts",
-    "create_schedule", "cron", "current_job", "database", "dead_groups", "dead_letters", "delete_schedule", "discard",
-    "discard_many", "edit", "enlist", "enqueue_many", "get_job", "get_schedule", "group", "job_context", "limits", "list_batches",
-    "list_jobs", "logs", "pause", "pause_schedule", "paused", "pipeline", "replay", "replay_many", "reset_limit", "resume",
-    "resume_schedule", "run_schedule", "schedule_ticks", "schedules", "set_limit", "settings", "try_replay", "update_schedule",
-    "wait",
+    "DeadGroup", "DeadLetter", "DeadPage", "Discards", "EnlistRefused", "IdempotencyConflict", "Job", "JobExists", "JobNotFound",
+    "KeyBinding", "LeaseLost", "LedgerNotMigrated", "LedgerUnavailable", "LogLine", "OptionError", "Page", "Pause",
+    "PayloadError", "Permanent", "Replay", "Replays", "Retry", "Schedule", "ScheduleError", "ScheduleExists", "ScheduleNotFound",
+    "SettingsError", "Snooze", "State", "SwitchyardError", "Tick", "add_to_batch", "attempts", "batch", "cancel", "cancel_many",
+    "children", "configure", "counts", "create_schedule", "cron", "current_job", "database", "dead_groups", "dead_letters",
+    "delete_schedule", "discard", "discard_many", "edit", "enlist", "enqueue_many", "find_by_key", "forget_key", "get_job",
+    "get_schedule", "group", "job_context", "limits", "list_batches", "list_jobs", "logs", "pause", "pause_schedule", "paused",
+    "pipeline", "replay", "replay_many", "reset_limit", "resume", "resume_schedule", "run_schedule", "schedule_ticks",
+    "schedules", "set_limit", "settings", "try_replay", "update_schedule", "wait",
 }  # fmt: skip
 
 

@@ -115,7 +115,8 @@ class Course:
                 continue
             if step.message is not None:
                 message = step.message().copy(options={"tags": [self._tag]})
-                dramatiq.get_broker().enqueue(message, delay=step.delay)  # type: ignore[arg-type]
+                # The second click on a file may be the first one's job.
+                message = dramatiq.get_broker().enqueue(message, delay=step.delay)  # type: ignore[arg-type]
                 self._ids[step.name] = message.message_id
             elif step.child is not None and (parent := self.jobs.get(step.child[0])) and parent.state is State.COMPLETED:
                 self._ids[step.name] = parent.result[step.child[1]]

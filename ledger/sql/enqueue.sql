@@ -59,6 +59,17 @@ RETURNING id, message_id::text;
 -- name: enqueue_controlled
 -- Rows with keys, limits, or a place in a workflow: as enqueue_many, as one JSON array, since what is rare need not be cheap. A job with
 -- a wait_reason waits for something else than a time: whoever takes the reason away makes it due.
+-- Keys are taken in the same statement: the row is written if all of them were free, and none is taken for an id that exists already.
+WITH taken AS (
+    INSERT INTO switchyard.idempotency (kind, scope, key, fingerprint, message_id, expires_at)
+    SELECT k.kind, k.scope, k.key, k.fingerprint, k.message_id, clock_timestamp() + make_interval(secs => k.ttl)
+    FROM json_to_recordset(%(keys)s::json)
+        AS k (kind text, scope text, key text, fingerprint text, message_id uuid, ttl float8)
+    WHERE NOT EXISTS (SELECT 1 FROM switchyard.job AS j WHERE j.message_id = k.message_id)
+    ORDER BY k.kind, k.scope, k.key
+    ON CONFLICT DO NOTHING
+    RETURNING key
+)
 INSERT INTO switchyard.job (
     message_id, queue, actor, priority, payload, options, max_attempts, parent_id, tags, broker, max_age, max_lost,
     state, run_at, next_publish_at, expires_at, publish_count, wait_reason, wait_since,
@@ -87,7 +98,9 @@ FROM json_to_recordset(%(rows)s::json) AS u (
     idempotency_key text, unique_key text, rate_key text, rate_cost int, concurrency_key text, fair_key text, fair_weight float8,
     batch_id uuid, upstream_id uuid, schedule text, tick_at timestamptz
 )
-ON CONFLICT (message_id) DO NOTHING
+WHERE (SELECT count(*) FROM taken) = json_array_length(%(keys)s::json)
+-- Whichever id or key is in the way.
+ON CONFLICT DO NOTHING
 RETURNING id, message_id::text;
 
 -- name: existing_jobs

@@ -114,7 +114,8 @@ def test_progress_moves_and_states_change_in_lines_beside_a_second_demo_that_is_
     # The database that was given was used, and nothing was embedded.
     assert not (tmp_path / "var" / "postgres").exists()
     with psycopg.connect(database_url) as connection:
-        assert connection.execute("SELECT count(*) FROM switchyard.job").fetchone() == (516,)
+        # The second click on one file is the first one's job, unless that was over already.
+        assert connection.execute("SELECT count(*) FROM switchyard.job").fetchone() in ((515,), (516,))
 
 
 def test_a_terminal_gets_a_table(database_url: str, tmp_path: Path):

@@ -71,6 +71,16 @@ def test_flaky_succeeds_on_its_third_attempt_and_doomed_dies_on_its_second(run: 
     assert (doomed["state"], doomed["attempt"], doomed["dead_reason"]) == ("dead", 2, "max_retries")
 
 
+def test_three_clicks_on_one_file_start_one_import(settings: Settings) -> None:
+    clicks = "import actors; print(*(actors.import_csv.send(key).message_id for key in ('a.csv', 'a.csv', 'b.csv', 'a.csv')))"
+    environment = base_environment() | variables(settings) | {"PYTHONPATH": str(ROOT)}
+
+    done = subprocess.run([sys.executable, "-c", clicks], env=environment, capture_output=True, text=True, timeout=60, check=True)
+
+    first, second, other, third = done.stdout.split()
+    assert first == second == third != other
+
+
 def test_an_export_a_report_and_an_e_mail_leave_their_files(run: Run, settings: Settings) -> None:
     export = run("export_data", "jobs", columns=["id", "state"])
     report = run("generate_report", 1)

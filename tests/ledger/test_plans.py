@@ -20,6 +20,7 @@ from keeper.retention import prune
 from ledger import batches, control, dead, read, routes, sent, steps, write
 from ledger.database import Database
 from ledger.dead import DeadFilter
+from ledger.records import JobControl, SentKey
 from ledger.routes import Place
 from ledger.sql import SQL
 from ledger.states import State
@@ -291,6 +292,8 @@ def test_a_workers_connection_makes_its_plans_anew_once_in_a_while(emptied_url):
         assert plan() != made_empty
 
 
+NAMES = '[{"scope": "a1", "key": "k"}]'
+KEYED = new_job(control=JobControl(idempotency_key="k", sent=SentKey(fingerprint="f", ttl=60.0)))
 #: Either has all dead rows; which one is read follows from what else is asked for, and from the statistics.
 OF_THE_DEAD = "job_ended_badly|job_dead_group"
 
@@ -309,6 +312,18 @@ ASKED: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
     "one": (lambda c: read.get_job(c, token()), {"job_message_id_key"}),
     "depths": (read.queue_depths, {"job_due", "job_ready", "job_lease"}),
     "workers": (read.workers, {"job_lease"}),
+    "a key's job": (lambda c: c.execute(SQL["keys_taken"], {"kind": "unique", "keys": NAMES}), {"job_message_id_key"}),
+    "an active key's job": (lambda c: c.execute(SQL["holders_of_keys"], {"keys": NAMES}), {"job_unique_active"}),
+    "a key for a person": (
+        lambda c: c.execute(SQL["find_key"], {"kind": "unique", "actor": "a1", "key": "k"}),
+        {"job_unique_active"},
+    ),
+    "a send with a key": (lambda c: write.enqueue(c, KEYED), {"job_message_id_key"}),
+    "a debounced send": (
+        lambda c: c.execute(SQL["debounce"], {"id": 1, "key": "k", "payload": "{}", "delay": 1.0, "max_wait": 10.0}),
+        {"job_pkey"},
+    ),
+    "expired keys": (lambda c: c.execute(SQL["prune_keys"], {"now": None, "limit": 1_000}), set()),
     "dead letters": (lambda c: dead.page(c, DeadFilter()), {OF_THE_DEAD}),
     "a later page of dead letters": (
         lambda c: dead.page(c, DeadFilter(actor="a1"), after=dead._cursor(datetime.now(UTC), PAST)),

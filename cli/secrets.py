@@ -1,0 +1,51 @@
+"""``switchyard secrets``: keys for the arguments that actors keep secret."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+
+from cli.reporting import reported
+from control.secrets import rotate_secrets
+from runtime.secrets import new_key
+from switchyard import settings
+
+
+@click.group("secrets", short_help="Make and change the keys of secret arguments.")
+def secrets_group() -> None:
+    """Make and change the keys (SECRET_KEYS) of the arguments that actors keep secret; docs/howto/secrets.md."""
+
+
+@secrets_group.command("new-key", short_help="Print a new key.")
+def new_key_command() -> None:
+    """Print a new key for SECRET_KEYS, from the system's random numbers. It is stored nowhere."""
+    click.echo(new_key())
+
+
+@secrets_group.command("rotate", short_help="Encrypt the secrets of waiting jobs with the first key.")
+@click.option("--dry-run", is_flag=True, help="Only count.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@reported
+def rotate_command(dry_run: bool, as_json: bool) -> None:
+    """Encrypt the secrets of every job that waits, or is dead or cancelled, with the first key of SECRET_KEYS.
+
+    Safe while jobs flow, and to run again. The exit code is 1 while something is left that needs another key: then keep the old one.
+    """
+    found = rotate_secrets(settings().secret_key_bytes, dry_run=dry_run)
+    if as_json:
+        click.echo(json.dumps(asdict(found)))
+    else:
+        what = "would be" if dry_run else "were"
+        click.echo(f"{found.rotated:,} of {found.looked_at:,} jobs with secrets {what} encrypted with the first key")
+        if found.missed:
+            click.echo(f"{found.missed:,} changed meanwhile: run this again", err=True)
+        if found.running:
+            click.echo(f"{found.running:,} are running, and may wait again with an older key: run this again later", err=True)
+        if found.unreadable:
+            click.echo(
+                f"{found.unreadable:,} cannot be read with any key of SECRET_KEYS: add the key they were sent with", err=True
+            )
+    if found.missed or found.running or found.unreadable:
+        raise SystemExit(1)

@@ -1,0 +1,145 @@
+"""``secret``: arguments that nobody may read but the actor's body.
+
+    send      arguments are checked as they are, then the named ones are sealed: row, broker, returned message have nothing else
+    worker    hooks, callbacks and logs see the sealed values; they are opened as the body is called, and only for it
+
+Effect: the named arguments are encrypted in the ledger and masked where jobs are shown. While the body runs and until its end is noted, its
+secrets are masked in log lines of the worker, in the job's own lines, in errors and tracebacks, and in the stored result.
+Actor option: ``secret``, names of arguments. Settings: SECRET_KEYS.
+Store: the payload. A value that cannot be opened makes the job dead (``undecryptable``), before the body has begun; without SECRET_KEYS a
+send is refused. Postgres away: as for every send.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, Final
+
+from dramatiq import Actor, Broker, Message, Middleware
+
+from errors import OptionError, PayloadError, SecretUnreadable
+from ledger.sealed import MASK, is_sealed
+from runtime.context import current_claim
+from runtime.secrets import Keyring, Redactor, is_available
+from settings import Settings
+
+_NO_KEY: Final = (
+    "its arguments cannot be encrypted: set SECRET_KEYS (`switchyard secrets new-key` prints one), here and for the workers"
+)
+_NO_PACKAGE: Final = "its arguments cannot be encrypted: pip install 'switchyard[secrets]'"
+
+
+class _Fields:
+    """Where an actor's secret arguments stand in a call."""
+
+    def __init__(self, actor_name: str, fn: Callable[..., Any], names: Any) -> None:
+        signature = inspect.signature(inspect.unwrap(fn))
+        if not isinstance(names, tuple | list) or not names:
+            raise OptionError(actor_name, "secret", f"{names!r:.50} is no tuple of arguments' names")
+        for name in names:
+            if name not in signature.parameters:
+                raise OptionError(actor_name, "secret", f"{name!r:.50} is no argument of the actor, which takes {signature}")
+        parameters = signature.parameters.values()
+        self._named = {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        self._names = frozenset(names)
+        self._positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        self._rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "")
+        self._keywords = next((p.name for p in parameters if p.kind is p.VAR_KEYWORD), "")
+
+    def mapped(
+        self, args: Any, kwargs: Mapping[str, Any], change: Callable[[str, Any], Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with each secret one changed; ``change`` gets its field and its value."""
+        known = len(self._positional)
+        named = [(self._positional[place] if place < known else self._rest, value) for place, value in enumerate(args)]
+        return (
+            tuple(change(name, value) if name in self._names else value for name, value in named),
+            {name: change(name, value) if self._is_secret(name) else value for name, value in kwargs.items()},
+        )
+
+    def _is_secret(self, name: str) -> bool:
+        return (name if name in self._named else self._keywords) in self._names
+
+
+class Secrets(Middleware):
+    """Seals arguments on their way into the ledger, and opens them for the body."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._keys = Keyring(settings.secret_key_bytes)
+        self._fields: dict[str, _Fields] = {}
+
+    @property
+    def actor_options(self) -> set[str]:
+        """Options this middleware reads."""
+        return {"secret"}
+
+    def before_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
+        """Find the secret arguments, and have them opened when the body is called."""
+        self._fields.pop(actor.actor_name, None)
+        if actor.options.get("secret") is not None:
+            fields = _Fields(actor.actor_name, actor.fn, actor.options["secret"])
+            self._fields[actor.actor_name] = fields
+            actor.fn = self._opening(actor.actor_name, fields, actor.fn)
+
+    def opened(self, message: Message[Any]) -> Message[Any]:
+        """The message with its arguments as the body gets them. Raises: PayloadError: a sealed one among them does not open."""
+        fields = self._fields.get(message.actor_name)
+        if fields is None:
+            return message
+
+        def opened(field: str, value: Any) -> Any:
+            if value == MASK:
+                raise PayloadError(message.actor_name, field, "is only the mask of a secret; send the secret itself")
+            try:
+                return self._keys.open(message.actor_name, field, value) if is_sealed(value) else value
+            except SecretUnreadable as error:
+                raise PayloadError(message.actor_name, field, f"is a secret that cannot be read: {error.reason}") from None
+
+        args, kwargs = fields.mapped(message.args, message.kwargs, opened)
+        return message.copy(args=args, kwargs=kwargs)
+
+    def sealed(self, message: Message[Any]) -> Message[Any]:
+        """The message as it may be stored and shown: its secrets sealed, and those of the steps that follow it.
+
+        Raises:
+            OptionError: there is no key to seal with.
+        """
+        target = message.options.get("pipe_target")
+        if isinstance(target, dict):
+            step = self.sealed(Message(**{**target, "args": tuple(target["args"])}))
+            if step.asdict() != target:
+                message = message.copy(options={"pipe_target": step.asdict()})
+        fields = self._fields.get(message.actor_name)
+        if fields is None:
+            return message
+        if not self._keys:
+            raise OptionError(message.actor_name, "secret", _NO_KEY)
+        if not is_available():
+            raise OptionError(message.actor_name, "secret", _NO_PACKAGE)
+
+        def sealed(field: str, value: Any) -> Any:
+            return value if is_sealed(value) else self._keys.seal(message.actor_name, field, value, message.message_id)
+
+        args, kwargs = fields.mapped(message.args, message.kwargs, sealed)
+        return message.copy(args=args, kwargs=kwargs)
+
+    def _opening(self, actor_name: str, fields: _Fields, body: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(body)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            values: list[Any] = []
+
+            def opened(field: str, value: Any) -> Any:
+                if is_sealed(value):
+                    value = self._keys.open(actor_name, field, value)
+                values.append(value)
+                return value
+
+            args, kwargs = fields.mapped(args, kwargs, opened)
+            claim = current_claim.get()
+            if claim is not None:
+                claim.redactor = Redactor(values)
+            return body(*args, **kwargs)
+
+        return called

@@ -1,0 +1,69 @@
+"""``switchyard key``: which job a key stands for, and letting it go."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+import switchyard
+from cli import main
+from ledger import write
+from ledger.database import Database
+from tests.ledger.test_keys import sent, unique
+
+
+@pytest.fixture
+def jobs(database_url, monkeypatch):
+    """A job with a sender's key ``k``, and one with the actor's key ``u``."""
+    monkeypatch.setattr(switchyard, "_configured", None)
+    database = Database(database_url)
+    made = [sent(), unique()]
+    for job in made:
+        database.run(lambda connection, job=job: write.enqueue(connection, job))
+    yield made
+    database.close()
+    if switchyard._configured is not None:
+        switchyard._configured[2].close()
+
+
+def run(database_url, *arguments):
+    return CliRunner().invoke(main, ["key", *arguments], env={"DATABASE_URL": database_url, "COLUMNS": "100"})
+
+
+def test_a_key_is_shown_with_its_job_and_its_end(jobs, database_url):
+    result = run(database_url, "work", "k")
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    for text in ("k (idempotency)", "work", jobs[0].message_id, "pending"):
+        assert text in result.stdout
+    active = run(database_url, "work", "u", "--unique")
+    assert "until │ the job ends" in active.stdout
+    assert jobs[1].message_id in active.stdout
+
+
+def test_json_is_for_scripts(jobs, database_url):
+    found = json.loads(run(database_url, "work", "k", "--json").stdout)["key"]
+
+    assert (found["job_id"], found["kind"], found["state"]) == (jobs[0].message_id, "idempotency", "pending")
+    assert "fingerprint" not in found
+    assert json.loads(run(database_url, "work", "other", "--json").stdout) == {"key": None, "forgotten": False}
+
+
+def test_a_free_key_is_said_to_be_free(jobs, database_url):
+    result = run(database_url, "work", "u")
+
+    assert result.exit_code == 1
+    assert result.stderr.splitlines() == [
+        "the idempotency key 'u' of actor 'work' is free (write the command --unique for a key of the actor's unique_key)"
+    ]
+
+
+@pytest.mark.parametrize("arguments", [("k",), ("u", "--unique")])
+def test_a_key_is_forgotten_when_asked(jobs, database_url, arguments):
+    shown = run(database_url, "work", *arguments, "--forget")
+
+    assert shown.exit_code == 0
+    assert "forgotten: the next send with this key makes a new job" in shown.stdout
+    assert run(database_url, "work", *arguments).exit_code == 1

@@ -1,0 +1,80 @@
+"""Actors that are given secrets, and do their best to tell them; ``dramatiq tests.conformance.secret_jobs`` runs them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import dramatiq
+from dramatiq import Broker
+
+import switchyard
+from errors import Permanent
+from tests.conformance import jobs
+
+
+def declare(broker: Broker) -> SimpleNamespace:
+    """Declare them on a broker and return them by name."""
+    actors = SimpleNamespace()
+
+    def actor(**options: Any) -> Any:
+        def register(fn: Any) -> Any:
+            made = dramatiq.actor(broker=broker, **options)(fn)
+            setattr(actors, fn.__name__, made)
+            return made
+
+        return register
+
+    @actor(secret=("card",))
+    def keeps(key: str, card: str) -> int:
+        jobs.note(key, card)
+        return len(card)
+
+    @actor(secret=("card",), queue_name="parked", unique_key=("key",), unique_mode="debounce")
+    def parked(key: str, card: str) -> None:
+        jobs.note(key, card)
+
+    @actor(secret=("card",), max_retries=1, **jobs.FAST)
+    def breaks(key: str, card: Any) -> None:
+        jobs.note(key, card)
+        switchyard.current_job().log(f"the card is {card}")
+        switchyard.current_job().progress(50, f"with {card}")
+        logging.getLogger("theirs").warning("card %s", card)
+        try:
+            raise KeyError(card)
+        except KeyError as error:
+            raise ValueError(f"no card {card!r}") from error
+
+    @actor(secret=("card",), max_retries=0)
+    def gives_up(key: str, card: str) -> None:
+        raise Permanent(f"no card {card}")
+
+    @actor(secret=("card",))
+    def tells(key: str, card: str) -> dict[str, Any]:
+        return {"card": card, "text": f"<{card}>", "key": key}
+
+    @actor(secret=("card",))
+    def completes(key: str, card: str) -> None:
+        with switchyard.current_job().transaction():
+            switchyard.current_job().result = [card, key]
+
+    @actor(secret=("card",))
+    async def later(key: str, card: str) -> None:
+        logging.getLogger("theirs").warning("card %s", card)
+        jobs.note(key, card)
+
+    @actor()
+    def after(message: dict[str, Any], result: Any) -> None:
+        jobs.note(f"after {message['message_id']}", message["args"])
+
+    @actor()
+    def plain(key: str, card: Any = None) -> str:
+        return key
+
+    return actors
+
+
+if "dramatiq.cli" in sys.modules:
+    declare(switchyard.configure())
