@@ -114,12 +114,8 @@ def _pipelined(connection: Conn) -> AbstractContextManager[object]:
 
 def controlled_rows(jobs: Iterable[NewJob]) -> list[dict[str, Any]]:
     """Jobs in the form that ``enqueue_controlled`` takes, and that a batch keeps its callbacks in."""
-    rows = []
-    for job in jobs:
-        row = job._asdict()
-        control = row.pop("control") or JobControl()
-        rows.append(row | asdict(control))
-    return rows
+    fields = ((job._asdict(), job.control or JobControl()) for job in jobs)
+    return [{name: value for name, value in row.items() if name != "control"} | asdict(control) for row, control in fields]
 
 
 def _insert_controlled(connection: Conn, jobs: Sequence[NewJob]) -> Cursor[Any]:
