@@ -6,7 +6,7 @@ listing                           ``jobs`` and ``show``
 cancelling, pausing, editing      what steers jobs: a command or three each, added below
 batches                           ``batches``
 limits                            ``limits``: look at them, set and reset them
-choosing, reporting               options that choose jobs; errors of ours as one line
+choosing, reporting, terminal     options that choose jobs; errors of ours as one line; texts of others, made harmless
 keys, secrets                     ``key``; ``secrets new-key`` and ``secrets rotate``
 schedules                         ``schedules``
 dead                              ``dead``: dead letters

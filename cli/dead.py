@@ -21,6 +21,7 @@ from rich.text import Text
 import switchyard
 from cli.choosing import queue_name, values_checked
 from cli.reporting import reported
+from cli.terminal import printable
 from control.dead_letters import Filters, rate_per_second
 from errors import JobNotFound
 from ledger.job import Attempt, DeadGroup, DeadLetter
@@ -153,11 +154,11 @@ def show(id: str, as_json: bool) -> None:
     }
     for name, value in lines.items():
         if value is not None:
-            click.echo(f"{name:<11} {_printable(value)}")
+            click.echo(f"{name:<11} {printable(value)}")
     if attempts:
         _print_table(_history(attempts), len(attempts), "")
     if trace:
-        click.echo("\n".join(_printable(line) for line in trace.splitlines()))
+        click.echo("\n".join(printable(line) for line in trace.splitlines()))
 
 
 @dead.command(short_help="Count dead letters by what they have in common.")
@@ -330,12 +331,7 @@ def _print_table(table: Table, rows: int, nothing: str) -> None:
 
 def _cell(value: object) -> Text:
     # A Text, since square brackets in a str are markup.
-    return Text("" if value is None else _printable(str(value)))
-
-
-def _printable(text: str) -> str:
-    """Without what could move the cursor, colour the rest, or turn its direction."""
-    return "".join(character if character.isprintable() else " " if character.isspace() else "\ufffd" for character in text)
+    return Text("" if value is None else printable(str(value)))
 
 
 def _error(error_type: str | None, error: str | None, limit: int | None = _SHOWN) -> str | None:

@@ -17,6 +17,7 @@ from rich.table import Table
 import switchyard
 from cli.choosing import chosen_by, values_checked
 from cli.reporting import reported
+from cli.terminal import printable
 from ledger import read
 from ledger.control import Pause
 from ledger.job import Attempt, Job, LogLine, Worker
@@ -75,7 +76,7 @@ def show_command(id_: str, as_json: bool) -> None:
         click.echo(_line(line))
     for attempt in attempts[-1:]:
         if attempt.traceback:
-            click.echo(f"\n{attempt.traceback.rstrip()}")
+            click.echo("\n" + "\n".join(map(printable, attempt.traceback.rstrip().splitlines())))
 
 
 def _details(job: Job, why: str | None) -> Table:
@@ -107,7 +108,7 @@ def _details(job: Job, why: str | None) -> Table:
     ]
     for name, value in rows:
         if value is not None:
-            table.add_row(name, escape(str(value)))
+            table.add_row(name, escape(printable(str(value))))
     return table
 
 
@@ -121,7 +122,7 @@ def _attempts(attempts: Sequence[Attempt]) -> Table:
         error = f"{attempt.error_type}: {attempt.error}"[:MAX_TEXT] if attempt.error_type else ""
         table.add_row(
             number, attempt.outcome, _time(attempt.started_at) or "", "" if took is None else _span(took), attempt.worker or "",
-            escape(error),
+            escape(printable(error)),
         )  # fmt: skip
     return table
 
@@ -168,7 +169,7 @@ def _waits_for(job: Job, now: datetime) -> str:
 
 
 def _line(line: LogLine) -> str:
-    return f"{_time(line.at)}  {line.line}"
+    return f"{_time(line.at)}  {printable(line.line)}"
 
 
 def _text(value: Any) -> str:

@@ -25,7 +25,7 @@ from errors import JobNotFound
 from ledger.job import Attempt, Count, Counts, HeldJob, Job, LogLine, Page, QueueDepth, Worker
 from ledger.sealed import masked
 from ledger.sql import SQL
-from ledger.states import WAITING, State, states_named
+from ledger.states import State, states_named
 
 Conn = Connection[Any]
 
@@ -324,8 +324,10 @@ def _in_states(states: frozenset[State]) -> str:
             unparked = "wait_reason IS DISTINCT FROM 'paused'"
             arms += [f"{here} AND next_publish_at IS NOT NULL", f"{here} AND broker = 'postgres' AND {unparked}"]
             arms.append(f"{here} AND wait_reason = 'paused'")
-        elif state is State.SCHEDULED or state in WAITING:
+        elif state is State.SCHEDULED:
             arms += [f"{here} AND next_publish_at IS NOT NULL", f"{here} AND next_publish_at IS NULL"]
+        elif state is State.RETRYING:
+            arms.append(f"{here} AND next_publish_at IS NOT NULL")
         else:
             arms.append(here)
     return f"({' OR '.join(arms)})"

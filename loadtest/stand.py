@@ -82,7 +82,9 @@ class Stand:
 
     def empty(self) -> None:
         """Remove every job, so that each round meets the same table."""
-        self.database.execute("TRUNCATE switchyard.job, switchyard.attempt, switchyard.job_log")
+        self.database.execute(
+            "TRUNCATE switchyard.job, switchyard.attempt, switchyard.job_log, switchyard.job_step, switchyard.batch"
+        )
 
     def worker(
         self, module: str, *, processes: int, threads: int, broker: str | None = None

@@ -18,6 +18,10 @@ FROM unnest(%(ids)s::bigint[], %(tokens)s::uuid[], %(results)s::text[], %(starte
 WHERE j.id = ANY(%(ids)s::bigint[]) AND j.id = f.id AND j.token = f.token AND CASE WHEN j.state = 'running' THEN true END
 RETURNING j.id;
 
+-- name: lock_in_order
+-- The rows of a batch that is written by more than one statement.
+SELECT id FROM switchyard.job WHERE id = ANY(%(ids)s::bigint[]) ORDER BY id FOR UPDATE;
+
 -- name: finish_otherwise
 -- A batch of executions that ended in any other way: a retry, a dead letter, a cancellation, a snooze, a release. The history of
 -- the execution is written with it. Whatever it was to be: if somebody asked the job to stop, it is cancelled (ADR 27). Returns the

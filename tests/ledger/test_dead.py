@@ -311,10 +311,6 @@ def test_rows_that_were_replayed_meanwhile_are_left_alone(ledger):
 @pytest.fixture
 def keyed(ledger):
     """Dead jobs of one key, and a job that has it now."""
-    ledger.execute(
-        "CREATE UNIQUE INDEX IF NOT EXISTS job_unique_active ON switchyard.job (actor, unique_key)"
-        " WHERE unique_key IS NOT NULL AND state IN ('scheduled', 'pending', 'retrying', 'running')"
-    )
     return lambda key: add(ledger, control=JobControl(unique_key=key))
 
 

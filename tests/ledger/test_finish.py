@@ -282,3 +282,20 @@ def test_a_worker_back_from_the_dead_cannot_overwrite_the_newer_result(ledger):
     assert write.finish(ledger, [zombie]) == set()
 
     assert fetch(ledger, id_, "result") == "new"
+
+
+def test_a_mixed_batch_locks_its_rows_in_one_order_too(ledger, connect):
+    fails, ends = add(ledger), add(ledger)
+    by = claim(ledger, fails, ends)
+    other, third = connect(), connect()
+    ledger.execute("BEGIN")
+    ledger.execute("SELECT 1 FROM switchyard.job WHERE id = %s FOR UPDATE", [fails])
+
+    meanwhile = Meanwhile(lambda: write.finish(other, [completed(ends, by), failed(fails, by, delay=1.0)]))
+    wait_for_lock(connect(), other.info.backend_pid)
+    free = third.execute("SELECT id FROM switchyard.job ORDER BY id FOR UPDATE SKIP LOCKED").fetchall()
+    ledger.execute("COMMIT")
+
+    # It waits for the first of its rows, so it does not hold the second one yet.
+    assert free == [(ends,)]
+    assert meanwhile.result() == {fails, ends}
