@@ -323,8 +323,10 @@ def _in_states(states: frozenset[State]) -> str:
             unparked = "wait_reason IS DISTINCT FROM 'paused'"
             arms += [f"{here} AND next_publish_at IS NOT NULL", f"{here} AND broker = 'postgres' AND {unparked}"]
             arms.append(f"{here} AND wait_reason = 'paused'")
-        elif state is State.SCHEDULED or state in WAITING:
+        elif state is State.SCHEDULED:
             arms += [f"{here} AND next_publish_at IS NOT NULL", f"{here} AND next_publish_at IS NULL"]
+        elif state in WAITING:
+            arms.append(f"{here} AND next_publish_at IS NOT NULL")
         else:
             arms.append(here)
     return f"({' OR '.join(arms)})"
