@@ -23,9 +23,8 @@ from psycopg.rows import dict_row
 
 from errors import JobNotFound
 from ledger.job import Attempt, Count, Counts, HeldJob, Job, LogLine, Page, QueueDepth, Worker
-from ledger.sealed import masked
 from ledger.sql import SQL
-from ledger.states import State, states_named
+from ledger.states import WAITING, State, states_named
 
 Conn = Connection[Any]
 
@@ -274,7 +273,7 @@ def job_rows(connection: Conn, where: list[str], values: dict[str, Any], rest: s
 
 
 def job_of(row: dict[str, Any]) -> Job:
-    payload = masked(row["payload"])
+    payload = row["payload"]
     fields = {name: row[name] for name in _PLAIN}
     return Job(
         id=row["message_id"],
@@ -326,7 +325,7 @@ def _in_states(states: frozenset[State]) -> str:
             arms.append(f"{here} AND wait_reason = 'paused'")
         elif state is State.SCHEDULED:
             arms += [f"{here} AND next_publish_at IS NOT NULL", f"{here} AND next_publish_at IS NULL"]
-        elif state is State.RETRYING:
+        elif state in WAITING:
             arms.append(f"{here} AND next_publish_at IS NOT NULL")
         else:
             arms.append(here)

@@ -476,14 +476,13 @@ def rescue_worker(
 
 def _take_along(connection: Conn, rows: Sequence[tuple[Any, ...]]) -> None:
     """Cancel what waits for jobs that were cancelled: the last column is the message id of such a row."""
-    if cancelled := [row[-1] for row in rows if row[-1] is not None]:
-        batches.cancel_followers(connection, cancelled)
+    batches.follow(connection, completed=[], cancelled=[row[-1] for row in rows if row[-1] is not None])
 
 
 def replay(connection: Conn, message_id: str) -> bool:
     """Begin a new generation of a dead or cancelled job, as it is (``ledger.dead`` knows more). False: it is neither."""
+    values = {"message_id": message_id, "queue": None, "payload": None}
     with connection.transaction():
-        values = {"message_id": message_id, "queue": None, "payload": None}
         done = connection.execute(SQL["replay"], values).fetchone() is not None
         if done:
             batches.wait_again(connection, [message_id])
