@@ -20,7 +20,7 @@ from keeper.alarm import Alarm
 from keeper.duties import DUTIES, SCHEDULE
 from keeper.duty import Duty, Keeping, KeepsBroker, KeepsNode
 from keeper.relay import relay
-from ledger import write
+from ledger import schedules
 from ledger.database import BoundedConnection
 from runtime.outage import Outage
 from runtime.watchdog import Pulse
@@ -136,7 +136,7 @@ class Keeper:
         self._wake_at = None
         # Taken before the look: what rings from now on may be about rows that this look does not see.
         rung = self._alarm.take()
-        due_in, tick_in = write.next_due_and_tick(connection, list(self._broker.actors))
+        due_in, tick_in = schedules.next_due_and_tick(connection, list(self._broker.actors))
         self._tick_at = None if tick_in is None else monotonic() + tick_in
         if due_in is None or due_in > 0:
             if rung:

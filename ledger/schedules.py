@@ -176,6 +176,12 @@ def until_next_tick(connection: Conn, actors: Sequence[str]) -> float | None:
     return row[0] if row else None
 
 
+def next_due_and_tick(connection: Conn, actors: Sequence[str]) -> tuple[float | None, float | None]:
+    """The keeper's look: seconds until the relay has something to do, as ``ledger.write.next_due``, and until a tick, in one statement."""
+    row = connection.execute(SQL["next_due"], {"actors": list(actors)}).fetchone()
+    return (row[0], row[1]) if row else (None, None)
+
+
 def declare(
     connection: Conn, definitions: Mapping[str, tuple[str, str]], lease: float, *, entering: bool, now: object = None
 ) -> None:

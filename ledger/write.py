@@ -445,13 +445,8 @@ def make_due(connection: Conn, ids: Sequence[int]) -> None:
 
 def next_due(connection: Conn) -> float | None:
     """Seconds until the relay has something to do (negative: overdue); None when nothing waits."""
-    return next_due_and_tick(connection, ())[0]
-
-
-def next_due_and_tick(connection: Conn, actors: Sequence[str]) -> tuple[float | None, float | None]:
-    """The same, and the seconds until a schedule of these actors is due."""
-    row = connection.execute(SQL["next_due"], {"actors": list(actors)}).fetchone()
-    return (row[0], row[1]) if row else (None, None)
+    row = connection.execute(SQL["next_due"], {"actors": []}).fetchone()
+    return row[0] if row else None
 
 
 def expired_workers(connection: Conn, now: object = None) -> list[tuple[str, bool]]:
