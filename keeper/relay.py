@@ -9,6 +9,7 @@ paused. While a broker is known to be down its rows stay untouched.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Final
 
 from psycopg import Connection
@@ -48,7 +49,8 @@ def relay(connection: Connection[Any], publisher: Publisher, *, own: str, carrie
 def offer(publisher: Publisher, jobs: Sequence[DueJob]) -> None:
     """Hand rows to the publisher, each for the broker it is pending at, but those that are paused."""
     by_broker: dict[str, list[Outgoing]] = {}
-    for job in jobs:
+    # What is due at once goes out best first: a worker with a free thread takes what comes first.
+    for job in sorted(jobs, key=attrgetter("priority")):
         if job.parked:
             continue
         by_broker.setdefault(job.broker, []).append(Outgoing(job.id, job.queue, job.actor, job.priority))

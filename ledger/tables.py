@@ -41,7 +41,6 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
-    MetaData,
     Table,
     Text,
     Uuid,
@@ -50,15 +49,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSON, JSONB
 
+from ledger import chart_tables, limit_tables
+from ledger.metadata import NOW, metadata
 from ledger.sql import SQL
-from ledger.version import SCHEMA
 
-metadata = MetaData(
-    schema=SCHEMA,
-    naming_convention={"ix": "%(table_name)s_%(column_0_N_name)s", "ck": "%(table_name)s_%(constraint_name)s"},
-)
-
-_NOW = text("clock_timestamp()")
 # Whether a row that the relay has to look at is due (0) or sent (1). Statements say it in the same words, or the index does not serve them.
 _KIND = "((state = 'pending' AND publish_count > 0 AND NOT suspect AND wait_reason IS NULL)::int)"
 
@@ -105,8 +99,8 @@ job = Table(
     # Why a waiting job does not run, and since when.
     Column("wait_reason", Text),
     Column("wait_since", DateTime(timezone=True)),
-    Column("created_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
-    Column("run_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    Column("run_at", DateTime(timezone=True), nullable=False, server_default=NOW),
     Column("started_at", DateTime(timezone=True)),
     Column("finished_at", DateTime(timezone=True)),
     # Percent, 0 to 100, and the actor's own word for where it is.
@@ -251,7 +245,7 @@ attempt = Table(
     Column("attempt", Integer, primary_key=True),
     Column("worker", Text),
     Column("started_at", DateTime(timezone=True)),
-    Column("finished_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    Column("finished_at", DateTime(timezone=True), nullable=False, server_default=NOW),
     # failed | lost | released | snoozed | cancelled
     Column("outcome", Text, nullable=False),
     Column("error_type", Text),
@@ -267,7 +261,7 @@ job_log = Table(
     Column("job_id", BigInteger, ForeignKey(job.c.id, ondelete="CASCADE"), nullable=False),
     Column("generation", Integer, nullable=False),
     Column("attempt", Integer, nullable=False),
-    Column("at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    Column("at", DateTime(timezone=True), nullable=False, server_default=NOW),
     Column("line", Text, nullable=False),
     Index("job_log_job_id_id", "job_id", "id"),
 )
@@ -282,7 +276,7 @@ job_step = Table(
     Column("generation", Integer, nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("result", JSON),
-    Column("at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    Column("at", DateTime(timezone=True), nullable=False, server_default=NOW),
 )
 
 batch = Table(
@@ -308,7 +302,7 @@ batch = Table(
     Column("on_complete", JSON),
     Column("on_success", JSON),
     Column("on_death", JSON),
-    Column("created_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
     # Each once, and never taken back: the first job dead; all of them ended; all of them completed.
     Column("died_at", DateTime(timezone=True)),
     Column("completed_at", DateTime(timezone=True)),
@@ -358,8 +352,8 @@ worker = Table(
     Column("running", Integer, nullable=False, server_default=text("0")),
     # What the process counted since its start: triggers dropped as undecodable, unknown or stale, claims refused, and so on.
     Column("counters", JSONB, nullable=False, server_default=text("'{}'")),
-    Column("started_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
-    Column("beat_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    Column("started_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    Column("beat_at", DateTime(timezone=True), nullable=False, server_default=NOW),
     # How long this process may be silent before it counts as dead, in seconds: its own LEASE.
     Column("lease_seconds", Float, nullable=False),
     # {queue: broker} as its settings declare it; "*" stands for every queue that is not named.
@@ -379,7 +373,7 @@ route = Table(
     Column("version", BigInteger, nullable=False, server_default=text("1")),
     # An operator decided against these (``broker drain``): declaring them changes nothing while the decision stands. Empty: nobody did.
     Column("overruled", ARRAY(Text), nullable=False, server_default=text("'{}'")),
-    Column("changed_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    Column("changed_at", DateTime(timezone=True), nullable=False, server_default=NOW),
 )
 
 declaration = Table(
@@ -400,7 +394,7 @@ pause = Table(
     # "*" stands for every queue, and for every actor: a row with both is a pause of everything.
     Column("queue", Text, primary_key=True),
     Column("actor", Text, primary_key=True),
-    Column("since", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    Column("since", DateTime(timezone=True), nullable=False, server_default=NOW),
 )
 
 epoch = Table(
@@ -410,7 +404,7 @@ epoch = Table(
     # Empty: the epoch is the broker's as a whole (Redis).
     Column("queue", Text, primary_key=True),
     Column("value", Text, nullable=False),
-    Column("changed_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    Column("changed_at", DateTime(timezone=True), nullable=False, server_default=NOW),
     # What was published before this is gone and not due yet; null: all of it is due, or was never lost.
     Column("lost_before", DateTime(timezone=True)),
 )
@@ -435,86 +429,13 @@ mark = Table(
     Column("at", DateTime(timezone=True), nullable=False),
 )
 
-rule = Table(
-    "rule",
-    metadata,
-    # rate and concurrency: of an actor; queue: how many of a queue may run at once.
-    Column("kind", Text, primary_key=True),
-    Column("name", Text, primary_key=True),
-    # In force: so many in a period of so many seconds (null: at once), and so many of them together.
-    Column("amount", Integer, nullable=False),
-    Column("period", Float),
-    Column("burst", Integer),
-    # What the code or the settings declare; null: nothing, an operator alone wants it.
-    Column("declared_amount", Integer),
-    Column("declared_period", Float),
-    Column("declared_burst", Integer),
-    # An operator decided otherwise, until it is reset.
-    Column("overridden", Boolean, nullable=False, server_default=text("false")),
-    # Raised with each change; what was promised under an older one is void, and until all of that came once more it is renewing.
-    Column("version", BigInteger, nullable=False, server_default=text("1")),
-    Column("renewing", Boolean, nullable=False, server_default=text("false")),
-    Column("changed_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
-    CheckConstraint("kind IN ('rate', 'concurrency', 'queue')", name="kind_known"),
-    CheckConstraint(
-        "amount > 0 AND CASE WHEN kind = 'rate' THEN period > 0 AND burst > 0 ELSE period IS NULL AND burst IS NULL END",
-        name="limits_something",
-    ),
-)
-
-gate = Table(
-    "gate",
-    metadata,
-    # rate or slot. What they remember stands in ledger/sql/limits.sql.
-    Column("kind", Text, primary_key=True),
-    Column("key", Text, primary_key=True),
-    # The rule's: an actor or a queue.
-    Column("name", Text, nullable=False),
-    Column("version", BigInteger, nullable=False, server_default=text("0")),
-    Column("tat", DateTime(timezone=True)),
-    Column("tail", DateTime(timezone=True)),
-    Column("shift", Float, nullable=False, server_default=text("0")),
-    Column("clock", Float, nullable=False, server_default=text("0")),
-    Column("used_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
-    postgresql_with={"fillfactor": "70"},
-)
-
 duty = Table(
     "duty",
     metadata,
     Column("name", Text, primary_key=True),
-    Column("due_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    Column("due_at", DateTime(timezone=True), nullable=False, server_default=NOW),
     # How far it got; what that means is the duty's own business.
     Column("position", BigInteger, nullable=False, server_default=text("0")),
-)
-
-sample = Table(
-    "sample",
-    metadata,
-    Column("at", DateTime(timezone=True), primary_key=True),
-    Column("queue", Text, primary_key=True),
-    Column("scheduled", BigInteger, nullable=False),
-    Column("pending", BigInteger, nullable=False),
-    Column("running", BigInteger, nullable=False),
-    Column("retrying", BigInteger, nullable=False),
-    # Seconds since the oldest pending job became due; null: none is pending.
-    Column("oldest_pending", Float),
-)
-
-activity = Table(
-    "activity",
-    metadata,
-    # The minute in which the workers reported it.
-    Column("at", DateTime(timezone=True), primary_key=True),
-    Column("queue", Text, primary_key=True),
-    Column("actor", Text, primary_key=True),
-    # Executions by their end; dead are those of the failed that were the last.
-    Column("completed", BigInteger, nullable=False),
-    Column("failed", BigInteger, nullable=False),
-    Column("dead", BigInteger, nullable=False),
-    # How many of them waited, and ran, how long: the n-th number (from 0) counts those below 2^n milliseconds and not below 2^(n-1).
-    Column("waits", ARRAY(Integer), nullable=False),
-    Column("runs", ARRAY(Integer), nullable=False),
 )
 
 idempotency = Table(
@@ -529,7 +450,7 @@ idempotency = Table(
     Column("fingerprint", Text),
     # Not a foreign key: the key outlives the job's row.
     Column("message_id", Uuid, nullable=False),
-    Column("created_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
     # From then on it counts as absent, and the keepers remove it.
     Column("expires_at", DateTime(timezone=True), nullable=False),
     CheckConstraint("kind IN ('idempotency', 'unique')", name="kind_known"),
@@ -568,8 +489,8 @@ schedule = Table(
     Column("due_at", DateTime(timezone=True)),
     # Why the latest tick has no job, if it was to have one.
     Column("error", Text),
-    Column("created_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
-    Column("changed_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
+    Column("changed_at", DateTime(timezone=True), nullable=False, server_default=NOW),
     CheckConstraint("catch_up IN ('skip', 'last', 'all')", name="catch_up_known"),
     CheckConstraint("source IN ('declared', 'created')", name="source_known"),
     CheckConstraint(
@@ -598,5 +519,8 @@ tick = Table(
     # The job's message id; null: no job could be made, and error says why.
     Column("message_id", Uuid),
     Column("error", Text),
-    Column("made_at", DateTime(timezone=True), nullable=False, server_default=_NOW),
+    Column("made_at", DateTime(timezone=True), nullable=False, server_default=NOW),
 )
+
+# Imported with them, so that the metadata are complete.
+__all__ = ["chart_tables", "limit_tables", "metadata"]

@@ -8,17 +8,15 @@ another worker stops.
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import math
 import threading
-from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterator
+from abc import abstractmethod
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar, Token
 from datetime import datetime, timedelta
 from time import monotonic
-from typing import Any, Final, NoReturn, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, Final, NoReturn, Protocol, cast
 
 import psycopg
 from dramatiq import Broker, MessageProxy, Middleware, Worker
@@ -30,7 +28,7 @@ from ledger import write
 from ledger.database import Database
 from ledger.records import Finish
 from middleware.callbacks import add_followers
-from middleware.steps import Steps, checked_name, decoded
+from middleware.steps import Remembers, Steps
 from middleware.transaction import Transactions, say_too_late
 from runtime.claims import Claim, Completion
 from runtime.context import current_claim
@@ -47,10 +45,6 @@ MAX_LINE: Final = 4_000
 MAX_STAGE: Final = 200
 
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
 class WakesServices(Protocol):
     """The broker, as far as this middleware needs it."""
 
@@ -58,7 +52,7 @@ class WakesServices(Protocol):
         """Something waits that will be due in ``within`` seconds."""
 
 
-class Job(ABC):
+class Job(Remembers):
     """The running job, as its actor sees it."""
 
     def __init__(
@@ -178,43 +172,6 @@ class Job(ABC):
         """
         logger.info(line)
         self._append(clean_text(str(line), MAX_LINE))
-
-    def step(self, name: str, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do something once for this job, however often the job is executed: the first time call ``fn(*args, **kwargs)`` and store what it
-        returns, later return what is stored. Attempts, replays and other workers count as later.
-
-        Parameters:
-            name: the step's name, unique within the job.
-            fn: what to do; it returns JSON. What comes back is what was stored (a tuple is a list), also the first time.
-
-        Raises:
-            ValueError: the name cannot be one, or the result is not JSON or larger than MAX_RESULT_BYTES.
-            LeaseLost: another worker may own the job; nothing was stored.
-            LedgerUnavailable: Postgres was lost; a later attempt does the step again.
-        """
-        known = self._known_step(checked_name(name))
-        if known is None:
-            result = fn(*args, **kwargs)
-            if inspect.iscoroutine(result):
-                result.close()
-                raise TypeError(f"step {name!r}: {fn!r} is asynchronous, use `await job.step_async(...)`")
-            known = self._store_step(name, result)
-        return cast("T", decoded(known))
-
-    async def step_async(self, name: str, fn: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """As ``step``, with a coroutine function, for async actors; the event loop goes on meanwhile."""
-        known = await asyncio.to_thread(self._known_step, checked_name(name))
-        if known is None:
-            known = await asyncio.to_thread(self._store_step, name, await fn(*args, **kwargs))
-        return cast("T", decoded(known))
-
-    @abstractmethod
-    def _known_step(self, name: str) -> str | None:
-        """The stored result of a step as JSON text, or None."""
-
-    @abstractmethod
-    def _store_step(self, name: str, result: Any) -> str:
-        """Store a step's result; returns the JSON text that counts."""
 
     @abstractmethod
     def _report(self, percent: float, stage: str | None) -> None:

@@ -10,8 +10,12 @@ again: give the other side a key of its own, such as ``f"{job.id}:charge"``.
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import json
-from typing import Any, Final
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, ParamSpec, TypeVar, cast
 
 from errors import LeaseLost
 from ledger import steps
@@ -19,8 +23,52 @@ from ledger.database import Database
 from runtime.claims import Claim
 from runtime.encoding import encode_result
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 #: Longest name of a step, in characters.
 MAX_NAME: Final = 200
+
+
+class Remembers(ABC):
+    """A job as far as its steps go; where they are kept is for its kinds to say."""
+
+    def step(self, name: str, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do something once for this job, however often the job is executed: the first time call ``fn(*args, **kwargs)`` and store what it
+        returns, later return what is stored. Attempts, replays and other workers count as later.
+
+        Parameters:
+            name: the step's name, unique within the job.
+            fn: what to do; it returns JSON. What comes back is what was stored (a tuple is a list), also the first time.
+
+        Raises:
+            ValueError: the name cannot be one, or the result is not JSON or larger than MAX_RESULT_BYTES.
+            LeaseLost: another worker may own the job; nothing was stored.
+            LedgerUnavailable: Postgres was lost; a later attempt does the step again.
+        """
+        known = self._known_step(_checked_name(name))
+        if known is None:
+            result = fn(*args, **kwargs)
+            if inspect.iscoroutine(result):
+                result.close()
+                raise TypeError(f"step {name!r}: {fn!r} is asynchronous, use `await job.step_async(...)`")
+            known = self._store_step(name, result)
+        return cast("T", json.loads(known))
+
+    async def step_async(self, name: str, fn: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As ``step``, with a coroutine function, for async actors; the event loop goes on meanwhile."""
+        known = await asyncio.to_thread(self._known_step, _checked_name(name))
+        if known is None:
+            known = await asyncio.to_thread(self._store_step, name, await fn(*args, **kwargs))
+        return cast("T", json.loads(known))
+
+    @abstractmethod
+    def _known_step(self, name: str) -> str | None:
+        """The stored result of a step as JSON text, or None."""
+
+    @abstractmethod
+    def _store_step(self, name: str, result: Any) -> str:
+        """Store a step's result; returns the JSON text that counts."""
 
 
 class Steps:
@@ -57,13 +105,8 @@ class Steps:
         return stored
 
 
-def checked_name(name: Any) -> str:
+def _checked_name(name: Any) -> str:
     """Raises: ValueError: no step can be called that."""
     if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or "\x00" in name:
         raise ValueError(f"step: {name!r:.50} is no name (a text of 1 to {MAX_NAME} characters)")
     return name
-
-
-def decoded(text: str) -> Any:
-    """What a step returns, now and later: what its stored text says."""
-    return json.loads(text)

@@ -177,7 +177,7 @@ BEGIN
             EXISTS (
                 SELECT 1
                 FROM switchyard.job AS j
-                WHERE j.blocked_on = g.key AND j.state = 'scheduled' AND j.next_publish_at IS NULL
+                WHERE j.blocked_on = g.key AND j.state = 'scheduled'
             ) OR EXISTS (
                 SELECT 1
                 FROM switchyard.job AS j
@@ -365,7 +365,7 @@ BEGIN
         WITH first AS MATERIALIZED (
             SELECT j.id
             FROM switchyard.job AS j
-            WHERE j.blocked_on = gate.key AND j.state = 'scheduled' AND j.next_publish_at IS NULL
+            WHERE j.blocked_on = gate.key AND j.state = 'scheduled'
                 AND NOT EXISTS (SELECT 1 FROM switchyard.pause AS p WHERE p.queue IN (j.queue, '*') AND p.actor IN (j.actor, '*'))
             ORDER BY j.priority, j.line, j.id
             LIMIT room

@@ -91,7 +91,7 @@ SELECT
     EXISTS (SELECT 1 FROM switchyard.job WHERE state = 'pending' AND wait_reason = 'paused') AS parked,
     EXISTS (SELECT 1 FROM switchyard.batch WHERE succeeded_at IS NULL AND waits_for IS NULL) AS batches,
     EXISTS (SELECT 1 FROM switchyard.dead_notice) AS deaths,
-    EXISTS (SELECT 1 FROM switchyard.job WHERE blocked_on > '' AND state = 'scheduled' AND next_publish_at IS NULL)
+    EXISTS (SELECT 1 FROM switchyard.job WHERE blocked_on > '' AND state = 'scheduled')
         OR EXISTS (SELECT 1 FROM switchyard.rule WHERE renewing) AS held,
     -- What the search for strays needs to know at every sweep.
     (SELECT coalesce(json_object_agg(queue, broker), '{}') FROM switchyard.route) AS routes;

@@ -187,7 +187,7 @@ BEGIN
             EXISTS (
                 SELECT 1
                 FROM switchyard.job AS j
-                WHERE j.blocked_on = g.key AND j.state = 'scheduled' AND j.next_publish_at IS NULL
+                WHERE j.blocked_on = g.key AND j.state = 'scheduled'
             ) OR EXISTS (
                 SELECT 1
                 FROM switchyard.job AS j
@@ -374,7 +374,7 @@ BEGIN
         WITH first AS MATERIALIZED (
             SELECT j.id
             FROM switchyard.job AS j
-            WHERE j.blocked_on = gate.key AND j.state = 'scheduled' AND j.next_publish_at IS NULL
+            WHERE j.blocked_on = gate.key AND j.state = 'scheduled'
                 AND NOT EXISTS (SELECT 1 FROM switchyard.pause AS p WHERE p.queue IN (j.queue, '*') AND p.actor IN (j.actor, '*'))
             ORDER BY j.priority, j.line, j.id
             LIMIT room
@@ -486,7 +486,7 @@ WITH RECURSIVE line AS (
     (
         SELECT blocked_on AS key
         FROM switchyard.job
-        WHERE blocked_on > %(after)s AND state = 'scheduled' AND next_publish_at IS NULL
+        WHERE blocked_on > %(after)s AND state = 'scheduled'
         ORDER BY blocked_on
         LIMIT 1
     )
@@ -496,7 +496,7 @@ WITH RECURSIVE line AS (
     CROSS JOIN LATERAL (
         SELECT j.blocked_on AS key
         FROM switchyard.job AS j
-        WHERE j.blocked_on > l.key AND j.state = 'scheduled' AND j.next_publish_at IS NULL
+        WHERE j.blocked_on > l.key AND j.state = 'scheduled'
         ORDER BY j.blocked_on
         LIMIT 1
     ) AS following
@@ -647,7 +647,7 @@ SELECT
         SELECT count(*)
         FROM switchyard.job AS j
         WHERE CASE WHEN l.kind = 'queue' THEN j.blocked_on = 'queue:' || l.name ELSE j.actor = l.name AND j.blocked_on = j.concurrency_key END
-            AND l.kind <> 'rate' AND j.state = 'scheduled' AND j.next_publish_at IS NULL
+            AND l.kind <> 'rate' AND j.state = 'scheduled'
     ) + (
         SELECT count(*)
         FROM switchyard.job AS j

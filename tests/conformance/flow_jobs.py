@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,9 @@ from dramatiq import Broker
 import switchyard
 from middleware.current_job import current_job
 from tests.conformance.jobs import FAST, gate, note
+
+_lock = threading.Lock()
+_inside: set[int] = set()
 
 
 def declare(broker: Broker) -> SimpleNamespace:
@@ -96,6 +101,15 @@ def _declare_plain(actor: Any) -> None:
             Path(marker).touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return [value, current_job().attempt]
+
+    @actor(concurrency=1, rate_limit="1000/second")
+    def one_at_a_time(value: int) -> int:
+        with _lock:
+            assert not _inside, "another one is inside"
+            _inside.add(value)
+        time.sleep(0.002)
+        _inside.discard(value)
+        return value
 
     @actor()
     def completes_itself(value: int) -> None:

@@ -240,12 +240,12 @@ def test_a_queue_has_its_limit_from_the_settings(system, key):
 def test_limited_jobs_and_plain_ones_take_turns(system, key):
     """Among plain jobs without end one limited job, and the other way round."""
     log.open(key)
-    switchyard.enqueue_many([system.jobs.free.message() for _ in range(3_000)])
+    switchyard.enqueue_many([system.jobs.free.message() for _ in range(10_000)])
     system.ended(system.jobs.two.send(key))
     assert system.rows("SELECT count(*) FROM switchyard.job WHERE actor = 'free' AND state <> 'completed'")[0][0] > 0
     system.broker.join("default", timeout=30_000)
 
-    switchyard.enqueue_many([system.jobs.two.message(key) for _ in range(1_000)])
+    switchyard.enqueue_many([system.jobs.two.message(key) for _ in range(300)])
     system.ended(system.jobs.free.send())
 
     assert system.rows("SELECT count(*) FROM switchyard.job WHERE actor = 'two' AND finished_at IS NULL")[0][0] > 0

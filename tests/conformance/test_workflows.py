@@ -360,6 +360,21 @@ def test_a_dead_step_in_a_group_completes_the_group_though_later_steps_wait(flow
     wait_until(lambda: (runs[key], runs[key + "s"]) == (1, 1), 10)
 
 
+def test_limits_hold_for_steps_and_children(flows, key):
+    jobs = flows.jobs
+    children = group([jobs.one_at_a_time.message(n) for n in range(20)], on_success=jobs.notes.message(key))
+    pipe = pipeline([jobs.one_at_a_time.message(100), jobs.one_at_a_time.message(), children, jobs.collect.message()])
+    pipe.messages[1] = jobs.one_at_a_time.message_with_options(args=(101,), pipe_ignore=True)
+    for child in children.children:
+        child.options["pipe_ignore"] = True
+
+    pipe.run()
+
+    assert pipe.get_result(block=True, timeout=30_000) == [list(range(20))]
+    assert flows.job(pipe.messages[1]).attempt == 1
+    wait_until(lambda: runs[key] == 1, 10)
+
+
 def test_jobs_of_a_batch_add_to_it_until_it_is_complete(flows, key):
     tree = group([flows.jobs.splits.message(4)], on_complete=flows.jobs.notes.message(key)).run()
 

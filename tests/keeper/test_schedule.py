@@ -39,6 +39,10 @@ def declare_actors(broker):
     def digest(what):
         return what
 
+    @dramatiq.actor(broker=broker, rate_limit="100/minute", concurrency=2, tags=["counted"], max_retries=7)
+    def limited():
+        return None
+
     actors.work, actors.digest = work, digest
     return actors
 
@@ -89,6 +93,17 @@ def test_a_tick_makes_its_job_with_the_actor_s_options_and_the_schedule_goes_on(
     assert (after.last_tick_at, after.next_tick_at, after.due_at) == (hourly, hourly + HOUR, hourly + HOUR)
     (tick,) = switchyard.schedule_ticks("hourly")
     assert (tick.tick_at, tick.job_id, tick.error, tick.state) == (hourly, job.id, None, "pending")
+
+
+def test_what_limits_the_actor_limits_its_ticks_too(system, keeper):
+    at = switchyard.create_schedule("often", "limited", "0 * * * *").next_tick_at
+
+    duty.tick(keeper, system.broker, at)
+
+    (job,) = switchyard.list_jobs(tag="counted").jobs
+    assert (job.schedule, job.tick_at, job.max_attempts) == ("often", at, 8)
+    assert job.rate_key
+    assert job.concurrency_key
 
 
 def test_the_job_is_due_at_once_and_the_relay_is_told_at_the_commit(system, keeper, hourly, database_url):

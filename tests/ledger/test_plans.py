@@ -65,6 +65,10 @@ def seeded_url(databases: Databases) -> Iterator[str]:
         connection.execute(SEED, {"states": rare, "count": A_FEW})
         connection.execute(SEED, {"states": ["completed"], "count": PAST // 2})
         connection.execute("UPDATE switchyard.job SET fingerprint = 'f' || mod(id, 4) WHERE state = 'dead'")
+        connection.execute(
+            "CREATE UNIQUE INDEX IF NOT EXISTS job_unique_active ON switchyard.job (actor, unique_key)"
+            " WHERE unique_key IS NOT NULL AND state IN ('scheduled', 'pending', 'retrying', 'running')"
+        )
         connection.execute("VACUUM ANALYZE switchyard.job")
     yield url
     databases.drop(url)
