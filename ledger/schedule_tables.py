@@ -1,19 +1,8 @@
-"""The tables of schedules: what they are, what living processes declare of them, and which of their ticks were made."""
+"""The tables of schedules: what they are, who declares them, and what they made. See ``ledger/schedules.py``."""
 
 from __future__ import annotations
 
-from sqlalchemy import (
-    BigInteger,
-    CheckConstraint,
-    Column,
-    DateTime,
-    Float,
-    Index,
-    Table,
-    Text,
-    Uuid,
-    text,
-)
+from sqlalchemy import BigInteger, CheckConstraint, Column, DateTime, Float, Index, Table, Text, Uuid, text
 from sqlalchemy.dialects.postgresql import JSON
 
 from ledger.metadata import NOW, metadata

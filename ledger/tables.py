@@ -49,7 +49,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSON, JSONB
 
-from ledger import chart_tables, limit_tables, schedule_tables
+from ledger import chart_tables, key_tables, limit_tables, schedule_tables
 from ledger.metadata import NOW, metadata
 from ledger.sql import SQL
 
@@ -438,23 +438,4 @@ duty = Table(
     Column("position", BigInteger, nullable=False, server_default=text("0")),
 )
 
-idempotency = Table(
-    "idempotency",
-    metadata,
-    # idempotency: a sender's key. unique: an actor's, for a period.
-    Column("kind", Text, primary_key=True),
-    # The actor.
-    Column("scope", Text, primary_key=True),
-    Column("key", Text, primary_key=True),
-    # Of the payload, by HMAC; null where payloads are not compared.
-    Column("fingerprint", Text),
-    # Not a foreign key: the key outlives the job's row.
-    Column("message_id", Uuid, nullable=False),
-    Column("created_at", DateTime(timezone=True), nullable=False, server_default=NOW),
-    # From then on it counts as absent, and the keepers remove it.
-    Column("expires_at", DateTime(timezone=True), nullable=False),
-    CheckConstraint("kind IN ('idempotency', 'unique')", name="kind_known"),
-    Index("idempotency_expires_at", "expires_at"),
-)
-
-__all__ = ["chart_tables", "limit_tables", "metadata", "schedule_tables"]
+__all__ = ["chart_tables", "key_tables", "limit_tables", "metadata", "schedule_tables"]
