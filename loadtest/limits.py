@@ -6,12 +6,26 @@
 Sends all jobs at once, starts a real ``dramatiq`` worker, and watches until the last one has ended. A trigger in the load test's own
 database writes down each step of each job, so that the ledger is not its own witness. What is printed:
 
-    took      from the first start to the last, and what the limit allows: (jobs per key - burst) / rate
+    took      from a key's first start to its last, of the slowest key, and what the limit allows: (jobs per key - burst) / rate
     fullest   by how many the fullest window of any length of any key's starts exceeds its burst and what the rate brings in it;
               0 and below: never
     touched   how often a job was decided about, its start included: once, or once put off and then started; the most, and the
               share of jobs that were touched more than twice
     late      from a job's promised time to its start: median, 99 %, the most
+
+Two results, 2 cores of an AMD EPYC that others used too (load 5 and 1.6), 2026-11-28:
+
+    10,000 jobs at 100/second, burst 100, by redis
+    took      99.07 s of 99.00 s
+    fullest   +0.41
+    touched   2 times at the most, 0.00% more than twice
+    late      34 ms, 754 ms (99 %), 980 ms
+
+    10,000 jobs at 1/10s, burst 2, 1,000 keys, by redis
+    took      80.03 s of 80.00 s
+    fullest   +0.00
+    touched   2 times at the most, 0.00% more than twice
+    late      22 ms, 427 ms (99 %), 469 ms
 
 Exit code 1 when a window is exceeded by what 50 ms bring, the time is off by more than 2 %, a job was touched more than twice (but
 for one in a hundred, where the machine stands still for longer than the burst lasts), or a row is not completed in one attempt.
@@ -104,14 +118,13 @@ def _figures(place: Stand, rate: float, burst: int) -> dict[str, float]:
     by_key: dict[str, list[float]] = defaultdict(list)
     for key, at in place.database.execute(STARTS.encode()).fetchall():
         by_key[key].append(at)
-    everything = sorted(at for starts in by_key.values() for at in starts)
     touched = [row[0] for row in place.database.execute(b"SELECT count(*) FROM public.step GROUP BY job").fetchall()]
     late = place.query(
         "SELECT percentile_cont(ARRAY[0.5, 0.99, 1]) WITHIN GROUP (ORDER BY extract(epoch FROM at - promised)::float8)"
         " FROM public.step WHERE after = 'running' AND promised IS NOT NULL"
     )[0] or [0.0, 0.0, 0.0]
     return {
-        "took": everything[-1] - everything[0],
+        "took": max(starts[-1] - starts[0] for starts in by_key.values()),
         "fullest": max(fullest(starts, rate, burst) for starts in by_key.values()),
         "most touched": max(touched),
         "more than twice": sum(count > 2 for count in touched) / len(touched),
