@@ -9,7 +9,7 @@ import switchyard
 switchyard.configure()
 
 from actors.emails import send_email  # noqa: E402
-from actors.examples import doomed, flaky  # noqa: E402
+from actors.examples import count_primes, doomed, flaky, paced  # noqa: E402
 from actors.exports import export_data  # noqa: E402
 from actors.images import process_image  # noqa: E402
 from actors.imports import import_csv  # noqa: E402
@@ -18,6 +18,7 @@ from actors.reports import generate_report  # noqa: E402
 from actors.webhooks import deliver_webhook  # noqa: E402
 
 __all__ = [
+    "count_primes",
     "daily_digest",
     "deliver_webhook",
     "doomed",
@@ -27,6 +28,7 @@ __all__ = [
     "hourly_statistics",
     "import_csv",
     "nightly_cleanup",
+    "paced",
     "process_image",
     "send_email",
     "weekly_report",

@@ -18,7 +18,8 @@ import dramatiq
 import switchyard
 from cli.demo.board import Row
 from cli.demo.receiver import Receiver
-from cli.demo.steps import BULK, BULK_NAME, Step, Wrong, bulk, steps
+from cli.demo.steering import Burst, Thumbnails, Together
+from cli.demo.steps import BULK, BULK_NAME, Step, Wrong, bulk, picture_key, steps
 from switchyard import Job, State
 
 #: How many jobs one page of ``list_jobs`` holds at most.
@@ -53,13 +54,20 @@ class Course:
         self._tag = f"demo-{run}"
         self._steps = steps(run, receiver)
         self._ids: dict[str, str] = {}
+        #: What was done to jobs, by the name of their step.
+        self._acted: set[str] = set()
+        #: What the second send of a step came to: the id of its job, and whether it was told that there was one.
+        self.repeats: dict[str, tuple[str, bool]] = {}
         #: The jobs as they were last seen, by the name of their step.
         self.jobs: dict[str, Job] = {}
         self.bulk = Bulk(tag=f"{self._tag}-bulk")
+        self.together: tuple[Together, ...] = (Burst(self._tag), Thumbnails(run, picture_key(run)))
 
     def begin(self) -> None:
         """Send what waits for nothing."""
         self._send_ready()
+        for some in self.together:
+            some.send()
         started = time.monotonic()
         switchyard.enqueue_many(bulk(self.bulk.tag))
         self.bulk.sending = time.monotonic() - started
@@ -71,16 +79,21 @@ class Course:
             job = found.get(id) or switchyard.get_job(id)
             if job is not None:
                 self.jobs[name] = job
+        for step in self._steps:
+            self._act(step)
+        for some in self.together:
+            some.look()
         if not self.bulk.jobs:
             self.bulk.active = sum(1 for _ in _all(tag=self.bulk.tag, state=_ACTIVE))
             if self.bulk.active == 0:
                 self.bulk.jobs = list(_all(tag=self.bulk.tag))
         self._send_ready()
-        return self.bulk.ended and len(self._ended()) == len(self._steps)
+        return self.bulk.ended and all(some.over for some in self.together) and len(self._ended()) == len(self._steps)
 
     def rows(self) -> list[Row]:
         """Every step as it stands, in the order of sending; the small jobs are one row."""
         rows = [self._row(step) for step in self._steps]
+        rows += [some.row() for some in self.together]
         rows.append(self._bulk_row())
         return rows
 
@@ -93,6 +106,11 @@ class Course:
                 files += self._checked(step)
             except Wrong as error:
                 wrong.append(f"{step.name.strip()}: {error}")
+        for some in self.together:
+            try:
+                files += some.check()
+            except Wrong as error:
+                wrong.append(f"{some.name}: {error}")
         completed = sum(job.state is State.COMPLETED for job in self.bulk.jobs)
         if completed != BULK:
             wrong.append(f"{BULK_NAME}: {completed} are completed, {self.bulk.active} are not over")
@@ -104,7 +122,22 @@ class Course:
             raise Wrong("it was never sent, since what it waits for did not end well")
         if job.state is not step.ends:
             raise Wrong(f"job {job.id} ({job.actor}) is {job.state}, not {step.ends}" + (f": {job.error}" if job.error else ""))
+        if step.act is not None and step.name not in self._acted:
+            raise Wrong(f"job {job.id} ({job.actor}) was over before anything was done to it")
+        if step.twice and self.repeats.get(step.name) != (job.id, True):
+            raise Wrong(f"sent again it was {self.repeats.get(step.name)}, and not job {job.id}")
         return step.check(job, self.jobs)
+
+    def _act(self, step: Step) -> None:
+        """Do to a job what its step says, once it is time."""
+        job = self.jobs.get(step.name)
+        if step.act is None or job is None or step.name in self._acted:
+            return
+        when, do = step.act
+        if when(job):
+            self._acted.add(step.name)
+            do(job)
+            self.jobs[step.name] = switchyard.get_job(job.id) or job
 
     def _send_ready(self) -> None:
         ended = self._ended()
@@ -114,10 +147,14 @@ class Course:
             if step.name in self._ids or not ended.issuperset(step.after):
                 continue
             if step.message is not None:
-                message = step.message().copy(options={"tags": [self._tag]})
+                message = step.message().copy(options={"tags": [self._tag], **step.options})
+                again = step.message().copy(options={"tags": [self._tag], **step.options})
                 # The second click on a file may be the first one's job.
                 message = dramatiq.get_broker().enqueue(message, delay=step.delay)  # type: ignore[arg-type]
                 self._ids[step.name] = message.message_id
+                if step.twice:
+                    again = dramatiq.get_broker().enqueue(again)
+                    self.repeats[step.name] = again.message_id, bool(again.options.get("replayed"))
             elif step.child is not None and (parent := self.jobs.get(step.child[0])) and parent.state is State.COMPLETED:
                 self._ids[step.name] = parent.result[step.child[1]]
 

@@ -20,6 +20,7 @@ from PIL import Image
 
 import switchyard
 from actors import (
+    count_primes,
     daily_digest,
     deliver_webhook,
     doomed,
@@ -45,6 +46,8 @@ DELAY: Final = timedelta(seconds=2)
 BULK: Final = 500
 #: The box that the photo is made to fit, in pixels.
 BOX: Final = (600, 480)
+#: Below this number there are more primes than the demo has time to count.
+MANY: Final = 50_000_000
 
 #: The step that stands for all small jobs together.
 BULK_NAME: Final = f"{BULK} small jobs"
@@ -73,6 +76,12 @@ class Step:
     child: tuple[str, str] | None = None
     delay: timedelta | None = None
     ends: State = State.COMPLETED
+    #: Options of its message.
+    options: Mapping[str, Any] = field(default_factory=dict)
+    #: Whether it is sent once more, by somebody who does not know that it was; its idempotency key is among its options.
+    twice: bool = False
+    #: What is done to the job, once, when it is as the first function says.
+    act: tuple[Callable[[Job], bool], Callable[[Job], object]] | None = None
     check: Callable[[Job, Ended], list[Path]] = field(default=lambda job, ended: [])
 
 
@@ -82,12 +91,17 @@ def steps(run: str, receiver: Receiver) -> list[Step]:
     Parameters:
         run: six hexadecimal digits, different in every run.
     """
-    return [*_messages(run, receiver), *_tables(run), *_failures(), *_periodic(), *_reports()]
+    return [*_messages(run, receiver), *_tables(run), *_failures(), *_steered(run), *_periodic(), *_reports()]
+
+
+def picture_key(run: str) -> str:
+    """Where the photo is, in the storage."""
+    return f"demo/{run}.jpg"
 
 
 def _messages(run: str, receiver: Receiver) -> list[Step]:
     """What leaves the house: e-mails, a picture, a webhook."""
-    picture, event = f"demo/{run}.jpg", {"order": run, "total": "49.90"}
+    picture, event = picture_key(run), {"order": run, "total": "49.90"}
     storage().put(picture, photo(int(run, 16)))
     attached: list[Attachment] = [{"filename": "dusk.jpg", "key": picture, "content_type": "image/jpeg"}]
 
@@ -102,13 +116,13 @@ def _messages(run: str, receiver: Receiver) -> list[Step]:
         Step(
             name="e-mail",
             message=lambda: send_email.message("ada@example.org", f"Welcome {run}", _NOTE, f"<p>{_NOTE}</p>", attached),
-            check=_email,
+            check=email,
         ),
         Step(
             name="e-mail in 2 s",
             message=lambda: send_email.message("grace@example.org", f"Reminder {run}", _NOTE),
             delay=DELAY,
-            check=_email_not_too_early,
+            check=email_not_too_early,
         ),
         Step(name="photo", message=lambda: process_image.message(picture, *BOX, format="webp"), check=_resized),
         Step(
@@ -153,11 +167,38 @@ def _failures() -> list[Step]:
     ]
 
 
+def _steered(run: str) -> list[Step]:
+    """What somebody interferes with: a send that is repeated, a job that is stopped, a dead letter that is sent again."""
+    return [
+        Step(
+            name="sent twice",
+            message=lambda: send_email.message("grace@example.org", f"Receipt {run}", _NOTE),
+            options={"idempotency_key": f"receipt-{run}"},
+            twice=True,
+            check=email,
+        ),
+        Step(
+            name="cancelled",
+            message=lambda: count_primes.message(MANY),
+            act=(lambda job: job.progress is not None, lambda job: switchyard.cancel(job.id)),
+            ends=State.CANCELLED,
+            check=_stopped,
+        ),
+        Step(
+            name="replayed",
+            message=lambda: flaky.message(failures=1),
+            options={"max_retries": 0},
+            act=(lambda job: job.state is State.DEAD, lambda job: switchyard.replay(job.id, kwargs={"failures": 0})),
+            check=_second_generation,
+        ),
+    ]
+
+
 def _periodic() -> list[Step]:
     """What usually comes by the clock."""
     return [
         Step(name="daily digest", message=lambda: daily_digest.message("team@example.org")),
-        Step(name="  its e-mail", child=("daily digest", "email_job"), check=_email),
+        Step(name="  its e-mail", child=("daily digest", "email_job"), check=email),
         Step(name="statistics", message=hourly_statistics.message),
         # Its default, 30 days, would remove what somebody may want to keep.
         Step(name="clean-up", message=lambda: nightly_cleanup.message(keep_days=3_650)),
@@ -193,7 +234,8 @@ def _file(relative: str, size: int | None = None) -> Path:
     return path
 
 
-def _email(job: Job, ended: Ended) -> list[Path]:
+def email(job: Job, ended: Ended) -> list[Path]:
+    """The file of an e-mail that says what its job was told to say. Raises: Wrong."""
     path = _file(job.result["file"])
     message = BytesParser(policy=policy.default).parsebytes(path.read_bytes())
     expected = job.args[2] if len(job.args) > 2 else job.kwargs["text"]
@@ -205,15 +247,15 @@ def _email(job: Job, ended: Ended) -> list[Path]:
     return [path]
 
 
-def _email_not_too_early(job: Job, ended: Ended) -> list[Path]:
+def email_not_too_early(job: Job, ended: Ended) -> list[Path]:
     assert job.finished_at is not None
     if job.finished_at - job.created_at < DELAY:
         raise Wrong(f"it was sent {job.finished_at - job.created_at} after it was ordered, and should have waited {DELAY}")
-    return _email(job, ended)
+    return email(job, ended)
 
 
 def _resized(job: Job, ended: Ended) -> list[Path]:
-    path = _file(f"storage/{job.result['key']}", job.result["bytes"])
+    path = stored_file(job)
     with Image.open(path) as picture:
         picture.load()
         _expect(picture.format, "WEBP", "the picture's format")
@@ -222,8 +264,13 @@ def _resized(job: Job, ended: Ended) -> list[Path]:
     return [path]
 
 
+def stored_file(job: Job) -> Path:
+    """The file that a job put into the storage. Raises: Wrong."""
+    return _file(f"storage/{job.result['key']}", job.result["bytes"])
+
+
 def _exported(job: Job, rows: int) -> list[Path]:
-    path = _file(f"storage/{job.result['key']}", job.result["bytes"])
+    path = stored_file(job)
     with zipfile.ZipFile(path) as workbook:
         found = len(re.findall(rb"<row ", workbook.read("xl/worksheets/sheet1.xml")))
     _expect(found, rows + 1, "the rows of the worksheet with its header")
@@ -231,7 +278,7 @@ def _exported(job: Job, rows: int) -> list[Path]:
 
 
 def _pdf(job: Job, ended: Ended) -> list[Path]:
-    path = _file(f"storage/{job.result['key']}", job.result["bytes"])
+    path = stored_file(job)
     data = path.read_bytes()
     if not data.startswith(b"%PDF-") or b"%%EOF" not in data[-64:]:
         raise Wrong(f"{path} is no PDF")
@@ -240,6 +287,17 @@ def _pdf(job: Job, ended: Ended) -> list[Path]:
 
 def _third_time(job: Job, ended: Ended) -> list[Path]:
     _expect([attempt.outcome for attempt in switchyard.attempts(job.id)], ["failed", "failed", "completed"], "its attempts")
+    return []
+
+
+def _stopped(job: Job, ended: Ended) -> list[Path]:
+    _expect([attempt.outcome for attempt in switchyard.attempts(job.id)], ["cancelled"], "its attempts")
+    return []
+
+
+def _second_generation(job: Job, ended: Ended) -> list[Path]:
+    history = [(attempt.generation, attempt.outcome) for attempt in switchyard.attempts(job.id)]
+    _expect(history, [(1, "failed"), (2, "completed")], "its generations and attempts")
     return []
 
 

@@ -33,6 +33,7 @@ def print_summary(console: Console, stack: Stack, course: Course, files: Sequenc
     for path in files:
         say(f"  {_size(path):>9}  {escape(shown(path))}")
     _failures(say, course)
+    _steered(say, course)
     _speed(say, course)
     say("")
     say("[bold]Where everything is[/]")
@@ -63,6 +64,26 @@ def _failures(say: Say, course: Course) -> None:
         say(f"  {escape(f'{dead.error_type}: {dead.error}')}")
 
 
+def _steered(say: Say, course: Course) -> None:
+    """What was done to jobs on their way, and what came of it."""
+    lines = [(some.name, some.says()) for some in course.together]
+    for name, (id_, replayed) in course.repeats.items():
+        lines.append((name, f"one job, {id_}" if replayed else f"a second job, {id_}"))
+    stopped, replayed_job = course.jobs.get("cancelled"), course.jobs.get("replayed")
+    if stopped is not None and stopped.cancel_requested_at is not None and stopped.finished_at is not None:
+        took = (stopped.finished_at - stopped.cancel_requested_at).total_seconds()
+        lines.append(("cancelled", f"at {stopped.progress or 0:.1f} %, stopped {took * _MS:.0f} ms after it was asked to"))
+    if replayed_job is not None and replayed_job.generation > 1:
+        lines.append(
+            ("replayed", f"a dead letter with other arguments: {replayed_job.state}, generation {replayed_job.generation}")
+        )
+    if any(text for _, text in lines):
+        say("")
+        say("[bold]Steered[/]")
+        for name, text in lines:
+            say(f"  {name:19}{escape(text)}")
+
+
 def _speed(say: Say, course: Course) -> None:
     """From the send's commit to the completion's; all times are Postgres's own."""
     spans = [(job.created_at, job.finished_at) for job in course.bulk.jobs if job.finished_at is not None]
@@ -89,7 +110,7 @@ def _next_steps(say: Say, stack: Stack) -> None:
     say("[bold]What to try next[/]")
     say(f"  {f'BROKER={other} {command} demo':33}the same jobs, another broker")
     say(f"  {f'{command} up':33}the stack, until Ctrl-C, for jobs of your own")
-    say(f"  {'actors/examples.py':33}two job types in thirty lines: add yours")
+    say(f"  {'actors/examples.py':33}job types of a few lines each: add yours")
 
 
 def _percentile(ordered: Sequence[float], percent: int) -> float:

@@ -11,7 +11,7 @@ import pytest
 
 import actors
 import switchyard
-from actors import doomed, flaky
+from actors import count_primes, doomed, flaky, paced
 from actors.storage import ABANDONED_AFTER
 from middleware.payload import CheckedPayload
 from middleware.retries import backoff_ms
@@ -31,6 +31,8 @@ POLICIES = {
     "hourly_statistics": ("maintenance", 4, 30, 600, 120),
     "flaky": ("maintenance", 10, 0.2, 5, 10),
     "doomed": ("maintenance", 2, 0.2, 0.2, 10),
+    "count_primes": ("maintenance", 2, 0.2, 0.2, 60),
+    "paced": ("maintenance", 2, 0.2, 0.2, 10),
 }
 
 
@@ -111,6 +113,19 @@ def test_flaky_fails_as_often_as_ordered() -> None:
         assert flaky(failures=2) == {"attempts": 3}
     with switchyard.job_context(), pytest.raises(Permanent):
         flaky(failures=10)
+
+
+def test_primes_are_counted_with_progress() -> None:
+    with switchyard.job_context() as job:
+        assert count_primes(10_000) == 1_229
+        assert [percent for percent, _ in job.progress_calls] == sorted(percent for percent, _ in job.progress_calls)
+        assert len(job.progress_calls) == 999
+    with switchyard.job_context(), pytest.raises(Permanent, match="below: must be 2 to 100,000,000, not 1"):
+        count_primes(1)
+
+
+def test_paced_starts_ten_times_a_second_and_not_at_once() -> None:
+    assert (paced.options["rate_limit"], paced.options["rate_limit_burst"], paced(7)) == ("10/second", 1, 7)
 
 
 def test_doomed_fails_with_its_reason() -> None:
