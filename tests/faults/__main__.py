@@ -116,7 +116,7 @@ def _plans(wanted: list[Scenario], brokers: list[str], seconds: float, full: boo
             weights = sum(other.weight for other, _ in turns[at:])
             # Starting and settling take their part of a share.
             share = max(0.0, (began + seconds - monotonic()) * scenario.weight / weights - 20.0)
-            yield scenario, broker, Plan(share, max(TRIALS, scenario.kinds))
+            yield scenario, broker, Plan(share, max(TRIALS if scenario.least is None else scenario.least, scenario.kinds))
 
 
 def _show(result: Result) -> None:

@@ -29,6 +29,7 @@ MODULES = (
     "network",
     "poison",
     "processes",
+    "rates",
     "schedules",
 )
 
@@ -69,6 +70,8 @@ class Scenario:
     weight: float = 1.0
     #: Of how many kinds its trials are, in turns; each is tried at least once.
     kinds: int = 1
+    #: Least trials on a broker, where the usual ten say no more than fewer do.
+    least: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     #: How jobs of each actor have to end; None: as ``checker.ENDS`` says.
     ends: dict[str, str] | None = None
