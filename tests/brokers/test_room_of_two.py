@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import brokers
 from brokers.fetcher import Intake, TriggerFetcher
+from ledger.database import Database
 from runtime.claims import HeldClaims
 from runtime.counters import Counters
 from runtime.triggers import Outgoing
@@ -14,7 +15,8 @@ from runtime.triggers import Outgoing
 def test_triggers_there_is_no_room_for_any_more_go_back_to_the_broker(settings, redis_url, monkeypatch):
     transport = brokers.make_transport("redis", settings)
     held = HeldClaims(threads=4, lease=30.0, commit_start=lambda _: True)
-    node = SimpleNamespace(held=held, counters=Counters())
+    database = Database(settings.database_url.get_secret_value())
+    node = SimpleNamespace(held=held, counters=Counters(), database=database)
     fetcher = TriggerFetcher(transport, node, Intake(lambda: ["default"], lambda: ["work"], lambda: False))
     sender = transport.sender()
     sender.publish([Outgoing(number, "default", "work") for number in range(6)])
@@ -34,3 +36,4 @@ def test_triggers_there_is_no_room_for_any_more_go_back_to_the_broker(settings, 
     assert transport.depth(["default"]) == {"default": 5}
     for closing in (sender, fetcher._receiver, transport):
         closing.close()
+    fetcher._disconnect()

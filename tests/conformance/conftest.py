@@ -13,6 +13,14 @@ from tests.conformance.system import System
 from tests.rig.postgres import Databases
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Function) -> None:
+    """Let a case speak to its own system: several live in one process, and each was this process's Switchyard when it was made."""
+    for value in item.funcargs.values():
+        if isinstance(value, System):
+            value.activate()
+
+
 @pytest.fixture(scope="session", params=brokers.TRANSPORTS)
 def broker_name(request: pytest.FixtureRequest) -> str:
     """Every case runs once per broker; session-wide, so that the cases of one broker run together."""

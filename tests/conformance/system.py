@@ -29,11 +29,16 @@ class System:
         switchyard._configured = None
         broker = switchyard.configure(**{name: getattr(settings, name) for name in type(settings).model_fields})
         assert isinstance(broker, SwitchyardBroker)
+        self._own = switchyard._configured, broker
         self.settings = settings
         self.broker = broker
         self.database = switchyard.database()
         self.jobs: Any = declare(broker)
         self.worker: dramatiq.Worker | None = None
+
+    def activate(self) -> None:
+        """Be this process's Switchyard again, whatever other system was made or closed meanwhile."""
+        switchyard._configured, dramatiq.broker.global_broker = self._own
 
     def start(self, *, threads: int = 8, queues: set[str] | None = None) -> System:
         """Start a worker in this process."""
@@ -52,7 +57,8 @@ class System:
         self.stop()
         queues = list(self.broker.queues)
         self.broker.close()
-        switchyard._configured, dramatiq.broker.global_broker = self._before
+        if switchyard._configured is self._own[0]:
+            switchyard._configured, dramatiq.broker.global_broker = self._before
         with suppress(OSError):
             if self.settings.broker == "redis":
                 remove_keys(self.settings.redis_url.get_secret_value(), self.settings.broker_prefix)

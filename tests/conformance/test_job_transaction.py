@@ -170,7 +170,7 @@ def test_followers_are_made_once(running, key, caplog):
     running.ended(message)
     after_the_ack(running)
 
-    assert caplog.text.count("callback not sent") == 1
+    assert caplog.text.count("does not know the actor of a callback") == 1
 
 
 def test_the_next_step_of_a_pipeline_gets_the_result(running, key):

@@ -240,10 +240,11 @@ def test_a_queue_has_its_limit_from_the_settings(system, key):
 def test_limited_jobs_and_plain_ones_take_turns(system, key):
     """Among plain jobs without end one limited job, and the other way round."""
     log.open(key)
-    switchyard.enqueue_many([system.jobs.free.message() for _ in range(10_000)])
-    system.ended(system.jobs.two.send(key))
-    assert system.rows("SELECT count(*) FROM switchyard.job WHERE actor = 'free' AND state <> 'completed'")[0][0] > 0
-    system.broker.join("default", timeout=30_000)
+    switchyard.enqueue_many([system.jobs.free.message() for _ in range(6_000)])
+    limited = system.ended(system.jobs.two.send(key))
+    system.broker.join("default", timeout=60_000)
+    later = "SELECT count(*) FROM switchyard.job WHERE actor = 'free' AND finished_at > %s"
+    assert system.rows(later, limited.finished_at)[0][0] > 0
 
     switchyard.enqueue_many([system.jobs.two.message(key) for _ in range(300)])
     system.ended(system.jobs.free.send())
