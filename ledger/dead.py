@@ -274,21 +274,25 @@ def replay_rows(
 
 
 def discard(connection: Conn, message_id: str) -> tuple[str, str, str, str | None] | None:
-    """Remove a dead or cancelled job with its attempts and log; what waited for its completion is cancelled. Returns its actor, queue,
-    state and reason; None: it is neither."""
+    """Remove a dead or cancelled job with its attempts and log; what waited for its completion, or that of a batch it was in, is cancelled.
+    Returns its actor, queue, state and reason; None: it is neither."""
     with connection.transaction():
         gone = connection.execute(SQL["discard"], {"message_id": message_id}).fetchone()
-        if gone is not None:
-            batches.cancel_followers(connection, [message_id])
-    return gone
+        if gone is None:
+            return None
+        *said, batch = gone
+        batches.cancel_hopeless(connection, [(message_id, batch)])
+    actor, queue, state, reason = said
+    return actor, queue, state, reason
 
 
 def discard_rows(connection: Conn, ids: Sequence[int]) -> int:
-    """Remove one chunk of dead rows with their attempts and logs; what waited for them is cancelled. Returns how many."""
+    """Remove one chunk of dead rows with their attempts and logs; what waited for them, or for a batch they were in, is cancelled.
+    Returns how many."""
     with connection.transaction():
-        gone = [row[0] for row in connection.execute(SQL["discard_rows"], {"ids": plain(sorted(ids))}).fetchall()]
+        gone = connection.execute(SQL["discard_rows"], {"ids": plain(sorted(ids))}).fetchall()
         if gone:
-            batches.cancel_followers(connection, gone)
+            batches.cancel_hopeless(connection, gone)
     return len(gone)
 
 

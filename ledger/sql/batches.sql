@@ -102,6 +102,15 @@ SET state = 'cancelled', finished_at = clock_timestamp(), wait_reason = NULL, wa
 WHERE j.id = ANY(ARRAY(SELECT id FROM waiting))
 RETURNING j.id;
 
+-- name: batches_around
+-- Batches and those around them: none of them can succeed once a job of theirs was removed before it was completed.
+WITH RECURSIVE around (id) AS (
+    SELECT unnest(%(ids)s::uuid[])
+    UNION
+    SELECT b.parent_id FROM around AS a JOIN switchyard.batch AS b ON b.id = a.id WHERE b.parent_id IS NOT NULL
+)
+SELECT id::text FROM around;
+
 -- name: wait_again
 -- Replayed steps that were never given the result they wait for wait for it again, in the transaction of the replay.
 UPDATE switchyard.job
