@@ -14,6 +14,7 @@ from psycopg import Connection
 
 from ledger import batches
 from ledger.arrays import plain
+from ledger.limits import free_slots
 from ledger.sql import SQL
 from ledger.states import State
 from ledger.write import CHUNK
@@ -111,6 +112,15 @@ def cancel_rows(connection: Conn, ids: Sequence[int], states: Sequence[State]) -
         cancelled, asked, *_ = next(iter(connection.execute(SQL["cancel_rows"], parameters)))
         followers = batches.cancel_followers(connection, cancelled) if cancelled else 0
     return CancelCount(cancelled=len(cancelled or ()) + followers, asked=asked)
+
+
+def flush(connection: Conn, queues: Sequence[str]) -> int:
+    """Cancel everything that waits in these queues, and the steps that wait for it elsewhere. Returns how many jobs that were."""
+    with connection.transaction():
+        cancelled = connection.execute(SQL["flush_queue"], {"queues": list(queues)}).fetchall()
+        followers = batches.cancel_followers(connection, [row[1] for row in cancelled]) if cancelled else 0
+        free_slots(connection, [row[0] for row in cancelled if row[2]])
+    return len(cancelled) + followers
 
 
 def orders(connection: Conn, worker: str, ids: Sequence[int]) -> Orders:
