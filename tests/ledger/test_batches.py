@@ -186,6 +186,16 @@ def test_a_cancelled_step_takes_along_what_waits_for_it_near_and_far(ledger):
     assert (fetch(ledger, far, "state"), fetch(ledger, far, "wait_reason")) == ("scheduled", "upstream")
 
 
+def test_a_step_that_is_skipped_takes_along_what_waits_for_it_although_nobody_noted_that_something_does(ledger):
+    first, other = add(ledger), add(ledger)
+    step, by = add_step(ledger, first), claim(ledger, first, other)
+    skipped = failed(first, by, state=State.CANCELLED, outcome="cancelled", error_type="SkipMessage")
+
+    assert write.finish(ledger, [skipped, failed(other, by)]) == {first, other}
+
+    assert [fetch(ledger, id_, "state") for id_ in (first, step, other)] == ["cancelled", "cancelled", "retrying"]
+
+
 def test_a_step_fed_while_it_is_cancelled_has_its_result_when_it_is_replayed(ledger):
     first = add(ledger)
     step = add_step(ledger, first)
