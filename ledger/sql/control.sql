@@ -189,7 +189,7 @@ FOR UPDATE;
 -- name: edit
 -- Change what a job will run with, and when; null leaves a thing as it is. A trigger that is out there already is published again with
 -- its new priority; the old one leads to nothing, unless it is first. A job that waits for something else than a time (a slot, another
--- job) cannot be told a time.
+-- job) cannot be told a time. One that had its turn for a slot and is put off gives it up: it would be woken for it before its time.
 UPDATE switchyard.job AS j
 SET payload = coalesce(%(payload)s::json, j.payload),
     priority = coalesce(%(priority)s, j.priority),
@@ -213,7 +213,9 @@ SET payload = coalesce(%(payload)s::json, j.payload),
         ELSE j.publish_count
     END,
     wait_reason = CASE WHEN %(delay)s::float8 > 0 THEN NULL ELSE j.wait_reason END,
-    wait_since = CASE WHEN %(delay)s::float8 > 0 THEN NULL ELSE j.wait_since END
+    wait_since = CASE WHEN %(delay)s::float8 > 0 THEN NULL ELSE j.wait_since END,
+    blocked_on = CASE WHEN %(delay)s::float8 > 0 THEN NULL ELSE j.blocked_on END,
+    line = CASE WHEN %(delay)s::float8 > 0 THEN NULL ELSE j.line END
 WHERE j.id = %(id)s AND j.state IN ('scheduled', 'pending', 'retrying')
     AND (%(delay)s::float8 IS NULL OR j.wait_reason IS NULL OR j.wait_reason IN ('paused', 'unknown_actor'))
 RETURNING j.state, j.next_publish_at IS NOT NULL AND j.next_publish_at <= clock_timestamp() AS due;

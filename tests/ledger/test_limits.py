@@ -7,10 +7,12 @@ import itertools
 import pytest
 
 from ledger import control, limits, read, write
+from ledger.control import Change
 from ledger.limits import Rule
+from ledger.records import JobControl, Unique
 from ledger.sql import SQL
 from ledger.states import State
-from tests.ledger.factory import add, claim_next, completed, failed, relay_due, token
+from tests.ledger.factory import add, claim_next, completed, failed, new_job, relay_due, token
 from tests.ledger.limiting import add_limited, admit, at, at_once, come_due, fetch, forget, next_slot, rate, rows, seconds
 
 KEYED = {"rate_key": "work", "rate_cost": 1}
@@ -313,6 +315,26 @@ def test_whatever_ends_a_claim_or_a_turn_wakes_the_next(ledger, way):
 
     wanted = {"release": [first], "cancelled turn": [third], "expired turn": [third]}
     assert turn == wanted.get(way, [second])
+
+
+@pytest.mark.parametrize("how", ["edit", "debounce"])
+def test_a_job_that_is_put_off_gives_up_its_turn_and_is_not_woken_before_its_time(ledger, how):
+    declare(ledger, at_once(1))
+    unique = Unique(key="u", mode="debounce", max_wait=600.0)
+    [put_off] = add_limited(ledger, control=SLOT | {"unique_key": "u", "unique": unique})
+    [job] = admit(ledger).jobs
+    write.release_unstarted(ledger, [(job.id, str(fetch(ledger, job.id, "token")))])
+    [waits] = add_limited(ledger, control=SLOT)
+    assert fetch(ledger, put_off, "blocked_on") == "work"
+
+    if how == "edit":
+        assert control.edit(ledger, put_off, Change(delay=60.0))
+    else:
+        write.enqueue(ledger, new_job(delay=60.0, control=JobControl(**SLOT, unique_key="u", unique=unique)))
+    limits.wake_missed(ledger)
+
+    assert (fetch(ledger, put_off, "state"), fetch(ledger, put_off, "blocked_on")) == ("scheduled", None)
+    assert [job.id for job in admit(ledger).jobs] == [waits]
 
 
 def test_a_cancelled_waiter_leaves_the_line(ledger):
