@@ -416,6 +416,25 @@ def test_a_queue_with_a_limit_holds_back_plain_jobs_too(ledger):
     assert [job.id for job in admit(ledger).jobs] == [ids[0]]
 
 
+def test_what_waits_without_a_trigger_is_offered_again_when_its_queues_limit_goes(ledger):
+    queue = Rule("queue", "default", 100)
+    declare(ledger, queue)
+    plain, other = (add(ledger, broker="redis", queue=name, grace=30.0) for name in ("default", "other"))
+    limits.postpone_limited(ledger, [plain, other], 900.0)
+    [keyed] = add_limited(ledger, broker="redis", grace=30.0, control=SLOT)
+    limits.postpone_limited(ledger, [keyed], 900.0)
+    due = "next_publish_at <= clock_timestamp()"
+    assert rows(ledger, "id", due) == []
+
+    limits.retract_rules(ledger, [], actors=[], queues=["default"])
+
+    assert rows(ledger, "id", due) == [(plain,)]
+    # Whoever saw the limit before it went takes no trigger away any more.
+    limits.postpone_limited(ledger, [plain], 900.0)
+    assert rows(ledger, "id", due) == [(plain,)]
+    assert fetch(ledger, other, "publish_count") == 1
+
+
 def test_a_queues_limit_counts_what_runs_since_before_it(ledger):
     first = add(ledger)
     claim_next(ledger, 1)
