@@ -140,6 +140,10 @@ class Chunk(NamedTuple):
     last_due: datetime | None
 
 
+class _Stranded(Exception):
+    """A step would wait for what cannot come; its replay is rolled back."""
+
+
 def page(connection: Conn, wanted: DeadFilter, *, limit: int = read.DEFAULT_LIMIT, after: str | None = None) -> DeadPage:
     """List the dead letters that are meant, the latest death first.
 
@@ -211,7 +215,8 @@ def chunks(connection: Conn, wanted: DeadFilter, *, size: int, limit: int | None
 
 
 def replay(connection: Conn, message_id: str, *, queue: str | None = None, payload: str | None = None) -> bool:
-    """Begin a new generation of a dead or cancelled job, due at once. False: it is neither, or its key is in use (``key_holder``).
+    """Begin a new generation of a dead or cancelled job, due at once. False: it is neither, or its key is in use (``key_holder``), or it is
+    a step and what it waits for was removed.
 
     Parameters:
         queue: the queue that it goes to; None: its own.
@@ -222,10 +227,10 @@ def replay(connection: Conn, message_id: str, *, queue: str | None = None, paylo
         # Of a caller's transaction nothing is lost by the refusal.
         with connection.transaction():
             done = connection.execute(SQL["replay"], values).fetchone() is not None
-            if done:
-                batches.wait_again(connection, [message_id])
+            if done and not batches.wait_again(connection, [message_id]):
+                raise _Stranded
             return done
-    except UniqueViolation:
+    except (UniqueViolation, _Stranded):
         return False
 
 
