@@ -102,6 +102,9 @@ def cancel(connection: Conn, message_id: str) -> State | None:
         state = None if row is None else State(row[0])
         if state is State.CANCELLED:
             batches.cancel_followers(connection, [message_id])
+            if row is not None and row[1] is not None:
+                # Last, here and below: whoever holds a key waits for no row.
+                free_slots(connection, [row[1]])
     return state
 
 
@@ -109,8 +112,10 @@ def cancel_rows(connection: Conn, ids: Sequence[int], states: Sequence[State]) -
     """Cancel those of the rows that wait in one of these states, and the steps that wait for them; ask those that run to stop."""
     parameters = {"ids": plain(ids), "states": plain(states)}
     with connection.transaction():
-        cancelled, asked, *_ = next(iter(connection.execute(SQL["cancel_rows"], parameters)))
+        cancelled, asked, turns, *_ = next(iter(connection.execute(SQL["cancel_rows"], parameters)))
         followers = batches.cancel_followers(connection, cancelled) if cancelled else 0
+        if turns:
+            free_slots(connection, turns)
     return CancelCount(cancelled=len(cancelled or ()) + followers, asked=asked)
 
 

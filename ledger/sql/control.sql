@@ -21,9 +21,10 @@ WITH asked AS (
     RETURNING id, state, worker, blocked_on
 )
 SELECT
-    state, CASE WHEN state = 'running' THEN pg_notify('switchyard_control', worker) END,
+    state,
     -- It may have had its turn for a slot.
-    CASE WHEN state = 'cancelled' AND blocked_on IS NOT NULL THEN switchyard.free_slots(ARRAY[id]) END
+    CASE WHEN state = 'cancelled' AND blocked_on IS NOT NULL THEN id END,
+    CASE WHEN state = 'running' THEN pg_notify('switchyard_control', worker) END
 FROM asked;
 
 -- name: cancel_rows
@@ -45,16 +46,14 @@ asked AS (
     WHERE id = ANY(ARRAY(SELECT id FROM picked))
     RETURNING id, message_id, state, worker, blocked_on
 ),
-freed AS MATERIALIZED (
-    SELECT switchyard.free_slots(ARRAY(SELECT id FROM asked WHERE state = 'cancelled' AND blocked_on IS NOT NULL)) AS woken
-),
 rung AS MATERIALIZED (
     SELECT pg_notify('switchyard_control', w.worker) FROM (SELECT DISTINCT worker FROM asked WHERE state = 'running') AS w
 )
 SELECT
     array_agg(message_id::text) FILTER (WHERE state = 'cancelled') AS cancelled,
     count(*) FILTER (WHERE state = 'running') AS asked,
-    (SELECT count(*) FROM rung) AS told, (SELECT woken FROM freed) AS woken
+    array_agg(id) FILTER (WHERE state = 'cancelled' AND blocked_on IS NOT NULL) AS turns,
+    (SELECT count(*) FROM rung) AS told
 FROM asked;
 
 -- name: orders
