@@ -195,12 +195,15 @@ def count(connection: Conn, wanted: DeadFilter) -> int:
 
 
 def chunks(connection: Conn, wanted: DeadFilter, *, size: int, limit: int | None = None) -> Iterator[list[int]]:
-    """The rows that are meant, by id, in the order in which they died, ``size`` at a time; each chunk is read when it is asked for."""
+    """The rows that are meant, by id, in the order in which they died, ``size`` at a time; each chunk is read when it is asked for. What dies
+    meanwhile, be it once more, is not among them."""
     place: tuple[datetime, int] | None = None
+    begun = next(iter(connection.execute(SQL["dead_clock"])))[0]
     left = limit
     while left is None or left > 0:
         where, values = wanted.where()
-        values["limit"] = size if left is None else min(size, left)
+        where += " AND finished_at <= %(begun)s"
+        values["limit"], values["begun"] = size if left is None else min(size, left), begun
         if place is not None:
             where += " AND (finished_at, id) > (%(after_time)s, %(after_id)s)"
             values["after_time"], values["after_id"] = place

@@ -16,6 +16,10 @@ WHERE state = 'dead';
 -- Dead letters; the conditions and the order are the caller's to add.
 SELECT id, fingerprint, finished_at FROM switchyard.job;
 
+-- name: dead_clock
+-- The clock by which jobs die.
+SELECT clock_timestamp();
+
 -- name: dead_tracebacks
 -- The traceback of each job's last execution, where it has one.
 SELECT j.message_id::text, a.traceback

@@ -298,6 +298,20 @@ def test_a_limit_and_a_filter_bound_a_replay(ledger):
     assert list(dead.chunks(ledger, DeadFilter(actor="nobody"), size=3)) == []
 
 
+def test_what_dies_again_while_the_others_are_replayed_is_not_replayed_again(ledger):
+    ids = [die(ledger) for _ in range(3)]
+    met = []
+
+    for chunk in dead.chunks(ledger, EVERYTHING, size=1):
+        met += chunk
+        dead.replay_rows(ledger, chunk)
+        by = claim(ledger, *chunk)
+        write.finish(ledger, [failed(id_, by, state=State.DEAD) for id_ in chunk])
+        assert len(met) <= 3
+
+    assert met == ids
+
+
 def test_rows_that_were_replayed_meanwhile_are_left_alone(ledger):
     ids = dead_ids(ledger, 3)
     write.replay(ledger, name_of(ledger, ids[1]))
