@@ -40,6 +40,7 @@ from brokers.rows import (
 from brokers.transport import Transport
 from brokers.worker_side import AckConsumer, Service, WorkerSide, how_it_ended, untold
 from errors import JobExists, LedgerUnavailable, OptionError
+from ledger import control as ledger_control
 from ledger import routes as ledger_routes
 from ledger import write
 from ledger.batches import Together
@@ -431,11 +432,11 @@ class SwitchyardBroker(Broker):
 
     def flush(self, queue_name: str) -> None:
         """Cancel everything that waits in the queue."""
-        self.database.run(lambda c: c.execute(SQL["flush_queue"], {"queues": [queue_name]}))
+        self.database.run(lambda connection: ledger_control.flush(connection, [queue_name]))
 
     def flush_all(self) -> None:
         """Cancel everything that waits in any declared queue."""
-        self.database.run(lambda c: c.execute(SQL["flush_queue"], {"queues": list(self.queues)}))
+        self.database.run(lambda connection: ledger_control.flush(connection, list(self.queues)))
 
     def close(self) -> None:
         """Publish what is left, close every connection."""

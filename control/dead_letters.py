@@ -146,7 +146,8 @@ def replay(
         args: positional arguments instead of those sent; default: those.
         kwargs: keyword arguments instead of those sent; default: those.
 
-    Returns: False: it is neither dead nor cancelled, or another active job has its key; ``try_replay`` says which.
+    Returns: False: it is neither dead nor cancelled, or another active job has its key, or it is a step of a workflow and what it waits for
+        was removed; ``try_replay`` says which.
 
     Raises:
         JobNotFound: no job has this id.
@@ -193,6 +194,8 @@ def _refusal(job_id: str) -> Replay:
     if job.state not in (State.DEAD, State.CANCELLED):
         return Replay(done=False, refused=f"it is {job.state}; only a dead or cancelled job is replayed")
     holder = access.ask(lambda connection: dead.key_holder(connection, job_id))
+    if holder is None:
+        return Replay(done=False, refused="it is a step of a workflow, and a job that it waits for was removed")
     return Replay(done=False, refused=f"its key is in use by job {holder}", holder=holder)
 
 

@@ -72,6 +72,8 @@ def reset_limit(*, actor: str | None = None, queue: str | None = None) -> bool:
     def change(connection: BoundedConnection) -> bool:
         with connection.transaction():
             changed = [ledger_limits.reset_rule(connection, kind, name) for kind in kinds]
+        if queue is not None:
+            ledger_limits.offer_again(connection, [queue])
         _tell(connection)
         return any(changed)
 

@@ -20,6 +20,7 @@ from ledger import schedules as ledger_schedules
 from ledger.schedules import Schedule, Stored, Tick
 from middleware.payload import check_arguments
 from middleware.periodic import MAX_NAME
+from middleware.secrets import Secrets
 from runtime.encoding import encode_options, encode_payload
 from runtime.timing import DEFAULT_WINDOW, CatchUp, Timing
 from settings import check_queue
@@ -294,6 +295,11 @@ def _checked(
             check_arguments(known, args, kwargs)
         except PayloadError as error:
             raise ScheduleError(name, str(error)) from None
+        if (options.get("unique_mode") or known.options.get("unique_mode")) == "debounce":
+            raise ScheduleError(name, f"the actor {actor!r} is debounced, which is not for jobs that come by the clock")
+    for middleware in access.broker().middleware:
+        if isinstance(middleware, Secrets):
+            middleware.refuse_in_schedule(actor, args, kwargs)
     return Stored(
         name=name,
         actor=actor,

@@ -74,9 +74,25 @@ def cancel_followers(connection: Conn, upstreams: Sequence[str]) -> int:
     return len(connection.execute(SQL["cancel_followers"], {"upstreams": list(upstreams)}).fetchall())
 
 
-def wait_again(connection: Conn, message_ids: Sequence[str]) -> None:
-    """Let steps that a replay has just made pending or scheduled wait for what they were never given; in the replay's transaction."""
-    connection.execute(SQL["wait_again"], {"message_ids": list(message_ids)}).fetchall()
+def cancel_hopeless(connection: Conn, removed: Sequence[tuple[str, str | None]]) -> int:
+    """Cancel everything that waits for jobs (id, batch) which were removed before they were completed, and for the batches they were in,
+    which cannot succeed any more. Returns how many jobs that were."""
+    ids = sorted({batch for _, batch in removed if batch is not None})
+    around = [row[0] for row in connection.execute(SQL["batches_around"], {"ids": ids}).fetchall()] if ids else []
+    return cancel_followers(connection, [message_id for message_id, _ in removed] + around)
+
+
+def wait_again(connection: Conn, message_ids: Sequence[str]) -> bool:
+    """Let steps that a replay has just made pending or scheduled wait for what they were never given; in the replay's transaction.
+
+    Returns whether all of that can still come. False: a job was removed, so one of these steps would wait for ever.
+    """
+    rows = connection.execute(SQL["wait_again"], {"message_ids": list(message_ids)}).fetchall()
+    awaited = {row[0] for row in rows}
+    for statement in ("hold_upstreams", "hopeful_batches"):
+        if awaited:
+            awaited -= {row[0] for row in connection.execute(SQL[statement], {"ids": sorted(awaited)}).fetchall()}
+    return not awaited
 
 
 def close(connection: Conn, ids: Sequence[str], *, now: datetime | None = None) -> bool:

@@ -14,6 +14,7 @@ from psycopg import Connection
 
 from ledger import batches
 from ledger.arrays import plain
+from ledger.limits import free_slots
 from ledger.sql import SQL
 from ledger.states import State
 from ledger.write import CHUNK
@@ -101,6 +102,9 @@ def cancel(connection: Conn, message_id: str) -> State | None:
         state = None if row is None else State(row[0])
         if state is State.CANCELLED:
             batches.cancel_followers(connection, [message_id])
+            if row is not None and row[1] is not None:
+                # Last, here and below: whoever holds a key waits for no row.
+                free_slots(connection, [row[1]])
     return state
 
 
@@ -108,9 +112,20 @@ def cancel_rows(connection: Conn, ids: Sequence[int], states: Sequence[State]) -
     """Cancel those of the rows that wait in one of these states, and the steps that wait for them; ask those that run to stop."""
     parameters = {"ids": plain(ids), "states": plain(states)}
     with connection.transaction():
-        cancelled, asked, *_ = next(iter(connection.execute(SQL["cancel_rows"], parameters)))
+        cancelled, asked, turns, *_ = next(iter(connection.execute(SQL["cancel_rows"], parameters)))
         followers = batches.cancel_followers(connection, cancelled) if cancelled else 0
+        if turns:
+            free_slots(connection, turns)
     return CancelCount(cancelled=len(cancelled or ()) + followers, asked=asked)
+
+
+def flush(connection: Conn, queues: Sequence[str]) -> int:
+    """Cancel everything that waits in these queues, and the steps that wait for it elsewhere. Returns how many jobs that were."""
+    with connection.transaction():
+        cancelled = connection.execute(SQL["flush_queue"], {"queues": list(queues)}).fetchall()
+        followers = batches.cancel_followers(connection, [row[1] for row in cancelled]) if cancelled else 0
+        free_slots(connection, [row[0] for row in cancelled if row[2]])
+    return len(cancelled) + followers
 
 
 def orders(connection: Conn, worker: str, ids: Sequence[int]) -> Orders:

@@ -140,6 +140,10 @@ class Chunk(NamedTuple):
     last_due: datetime | None
 
 
+class _Stranded(Exception):
+    """A step would wait for what cannot come; its replay is rolled back."""
+
+
 def page(connection: Conn, wanted: DeadFilter, *, limit: int = read.DEFAULT_LIMIT, after: str | None = None) -> DeadPage:
     """List the dead letters that are meant, the latest death first.
 
@@ -191,12 +195,15 @@ def count(connection: Conn, wanted: DeadFilter) -> int:
 
 
 def chunks(connection: Conn, wanted: DeadFilter, *, size: int, limit: int | None = None) -> Iterator[list[int]]:
-    """The rows that are meant, by id, in the order in which they died, ``size`` at a time; each chunk is read when it is asked for."""
+    """The rows that are meant, by id, in the order in which they died, ``size`` at a time; each chunk is read when it is asked for. What dies
+    meanwhile, be it once more, is not among them."""
     place: tuple[datetime, int] | None = None
+    begun = next(iter(connection.execute(SQL["dead_clock"])))[0]
     left = limit
     while left is None or left > 0:
         where, values = wanted.where()
-        values["limit"] = size if left is None else min(size, left)
+        where += " AND finished_at <= %(begun)s"
+        values["limit"], values["begun"] = size if left is None else min(size, left), begun
         if place is not None:
             where += " AND (finished_at, id) > (%(after_time)s, %(after_id)s)"
             values["after_time"], values["after_id"] = place
@@ -211,7 +218,8 @@ def chunks(connection: Conn, wanted: DeadFilter, *, size: int, limit: int | None
 
 
 def replay(connection: Conn, message_id: str, *, queue: str | None = None, payload: str | None = None) -> bool:
-    """Begin a new generation of a dead or cancelled job, due at once. False: it is neither, or its key is in use (``key_holder``).
+    """Begin a new generation of a dead or cancelled job, due at once. False: it is neither, or its key is in use (``key_holder``), or it is
+    a step and what it waits for was removed.
 
     Parameters:
         queue: the queue that it goes to; None: its own.
@@ -222,10 +230,10 @@ def replay(connection: Conn, message_id: str, *, queue: str | None = None, paylo
         # Of a caller's transaction nothing is lost by the refusal.
         with connection.transaction():
             done = connection.execute(SQL["replay"], values).fetchone() is not None
-            if done:
-                batches.wait_again(connection, [message_id])
+            if done and not batches.wait_again(connection, [message_id]):
+                raise _Stranded
             return done
-    except UniqueViolation:
+    except (UniqueViolation, _Stranded):
         return False
 
 
@@ -274,21 +282,25 @@ def replay_rows(
 
 
 def discard(connection: Conn, message_id: str) -> tuple[str, str, str, str | None] | None:
-    """Remove a dead or cancelled job with its attempts and log; what waited for its completion is cancelled. Returns its actor, queue,
-    state and reason; None: it is neither."""
+    """Remove a dead or cancelled job with its attempts and log; what waited for its completion, or that of a batch it was in, is cancelled.
+    Returns its actor, queue, state and reason; None: it is neither."""
     with connection.transaction():
         gone = connection.execute(SQL["discard"], {"message_id": message_id}).fetchone()
-        if gone is not None:
-            batches.cancel_followers(connection, [message_id])
-    return gone
+        if gone is None:
+            return None
+        *said, batch = gone
+        batches.cancel_hopeless(connection, [(message_id, batch)])
+    actor, queue, state, reason = said
+    return actor, queue, state, reason
 
 
 def discard_rows(connection: Conn, ids: Sequence[int]) -> int:
-    """Remove one chunk of dead rows with their attempts and logs; what waited for them is cancelled. Returns how many."""
+    """Remove one chunk of dead rows with their attempts and logs; what waited for them, or for a batch they were in, is cancelled.
+    Returns how many."""
     with connection.transaction():
-        gone = [row[0] for row in connection.execute(SQL["discard_rows"], {"ids": plain(sorted(ids))}).fetchall()]
+        gone = connection.execute(SQL["discard_rows"], {"ids": plain(sorted(ids))}).fetchall()
         if gone:
-            batches.cancel_followers(connection, gone)
+            batches.cancel_hopeless(connection, gone)
     return len(gone)
 
 

@@ -211,7 +211,14 @@ def declare_rules(connection: Conn, rules: Sequence[Rule]) -> None:
 def retract_rules(connection: Conn, rules: Sequence[Rule], *, actors: Sequence[str], queues: Sequence[str]) -> None:
     """Remove limits that these actors and queues had once and that are not among the rules any more."""
     kept = [f"{rule.kind} {rule.name}" for rule in rules]
-    connection.execute(SQL["retract_rules"], {"kept": kept, "actors": list(actors), "queues": list(queues)})
+    gone = connection.execute(SQL["retract_rules"], {"kept": kept, "actors": list(actors), "queues": list(queues)}).fetchall()
+    offer_again(connection, [name for kind, name in gone if kind == "queue"])
+
+
+def offer_again(connection: Conn, queues: Sequence[str]) -> None:
+    """Have triggers published for the jobs of queues whose limit is gone, which were found without any while it was there."""
+    while queues and connection.execute(SQL["offer_again"], {"queues": list(queues), "limit": PAGE}).rowcount == PAGE:
+        pass
 
 
 def set_rule(connection: Conn, rule: Rule) -> bool:

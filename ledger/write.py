@@ -276,7 +276,7 @@ def finish(connection: Conn, finishes: Iterable[Finish]) -> set[int]:
             ids = plain(sorted(entry.id for entry in (*completed, *otherwise)))
             connection.execute(SQL["lock_in_order"], {"ids": ids})
         done = _finish_completed(connection, completed) if completed else set()
-        outcomes = _finish_otherwise(connection, otherwise) if otherwise else {}
+        outcomes, cancelled = _finish_otherwise(connection, otherwise) if otherwise else ({}, [])
         done |= outcomes.keys()
         # What follows from an end does not follow if the job was cancelled instead.
         following = [
@@ -291,7 +291,8 @@ def finish(connection: Conn, finishes: Iterable[Finish]) -> set[int]:
         batches.follow(
             connection,
             completed=[entry for entry in completed if entry.upstream is not None and entry.id in done],
-            cancelled=[entry.upstream for entry in otherwise if entry.upstream and outcomes.get(entry.id) == "cancelled"],
+            # Whoever noted the end: a foreign middleware that skips a step knows of none behind it.
+            cancelled=cancelled,
         )
         # Last, since it waits for whoever decides about a key: the locks of one batch are held for no longer than they must.
         if freed := [entry.id for entry in (*completed, *otherwise) if entry.limited and entry.id in done]:
@@ -315,7 +316,8 @@ def _finish_completed(connection: Conn, entries: list[Finish]) -> set[int]:
     return {row[0] for row in rows}
 
 
-def _finish_otherwise(connection: Conn, entries: list[Finish]) -> dict[int, str]:
+def _finish_otherwise(connection: Conn, entries: list[Finish]) -> tuple[dict[int, str], list[str]]:
+    """Returns the outcomes that were written, by row, and the message ids of jobs that are cancelled."""
     now = monotonic()
     rows = connection.execute(
         SQL["finish_otherwise"],
@@ -337,7 +339,7 @@ def _finish_otherwise(connection: Conn, entries: list[Finish]) -> dict[int, str]
             ],
         },
     ).fetchall()
-    return dict(rows)
+    return {row[0]: row[1] for row in rows}, [row[2] for row in rows if row[2] is not None]
 
 
 def own_commits(connection: Conn, finishes: Sequence[Finish]) -> set[int]:

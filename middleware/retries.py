@@ -97,8 +97,10 @@ def cancelled(claim: Claim, error: BaseException) -> Finish:
         finished=now,
         outcome="cancelled",
         error_type=type(error).__name__,
-        error=clean_text(_text(error), MAX_ERROR),
-        traceback=None if isinstance(error, Cancelled) else clean_text("".join(traceback.format_exception(error)), MAX_TRACEBACK),
+        error=clean_text(claim.redacted(_text(error)), MAX_ERROR),
+        traceback=None
+        if isinstance(error, Cancelled)
+        else clean_text(claim.redacted("".join(traceback.format_exception(error))), MAX_TRACEBACK),
     )
 
 

@@ -13,7 +13,7 @@ send is refused. Postgres away: as for every send.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any, Final
 
@@ -81,7 +81,20 @@ class Secrets(Middleware):
         if actor.options.get("secret") is not None:
             fields = _Fields(actor.actor_name, actor.fn, actor.options["secret"])
             self._fields[actor.actor_name] = fields
+            timing = actor.options.get("periodic")
+            if timing is not None:
+                self.refuse_in_schedule(actor.actor_name, timing.args, timing.kwargs or {})
             actor.fn = self._opening(actor.actor_name, fields, actor.fn)
+
+    def refuse_in_schedule(self, actor_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """A schedule keeps what its jobs are called with for all to read. Raises: OptionError: a secret is among it."""
+        found: list[str] = []
+        fields = self._fields.get(actor_name)
+        if fields is not None:
+            fields.mapped(args, kwargs, lambda name, _: found.append(name))
+        if found:
+            reason = f"{found[0]!r} cannot stand in a schedule, which is no secret; let the actor fetch it when it runs"
+            raise OptionError(actor_name, "secret", reason)
 
     def opened(self, message: Message[Any]) -> Message[Any]:
         """The message with its arguments as the body gets them. Raises: PayloadError: a sealed one among them does not open."""

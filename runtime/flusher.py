@@ -222,6 +222,7 @@ class Flusher:
             error_type=type(error).__name__,
             error=reason.encode("ascii", "backslashreplace").decode().replace("\x00", "\\x00")[:2_000],
             dead_reason="result_unstorable",
+            limited=guilty.limited,
         )
         self._write([verdict])
 

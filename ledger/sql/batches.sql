@@ -102,13 +102,39 @@ SET state = 'cancelled', finished_at = clock_timestamp(), wait_reason = NULL, wa
 WHERE j.id = ANY(ARRAY(SELECT id FROM waiting))
 RETURNING j.id;
 
+-- name: batches_around
+-- Batches and those around them: none of them can succeed once a job of theirs was removed before it was completed.
+WITH RECURSIVE around (id) AS (
+    SELECT unnest(%(ids)s::uuid[])
+    UNION
+    SELECT b.parent_id FROM around AS a JOIN switchyard.batch AS b ON b.id = a.id WHERE b.parent_id IS NOT NULL
+)
+SELECT id::text FROM around;
+
 -- name: wait_again
 -- Replayed steps that were never given the result they wait for wait for it again, in the transaction of the replay.
 UPDATE switchyard.job
 SET state = 'scheduled', run_at = 'infinity', next_publish_at = NULL, expires_at = NULL, wait_reason = 'upstream',
     wait_since = clock_timestamp()
 WHERE message_id = ANY(%(message_ids)s::uuid[]) AND state IN ('pending', 'scheduled') AND CASE WHEN upstream_id IS NOT NULL THEN true END
-RETURNING id;
+RETURNING upstream_id::text;
+
+-- name: hold_upstreams
+-- Jobs that are waited for: none of them is removed before this transaction is over.
+SELECT message_id::text FROM switchyard.job WHERE message_id = ANY(%(ids)s::uuid[]) FOR KEY SHARE;
+
+-- name: hopeful_batches
+-- Those of these batches that can succeed yet: of each open one in it no job was removed.
+WITH RECURSIVE tree (root, id) AS (
+    SELECT id, id FROM switchyard.batch WHERE id = ANY(%(ids)s::uuid[])
+    UNION ALL
+    SELECT t.root, c.id FROM tree AS t JOIN switchyard.batch AS c ON c.parent_id = t.id
+)
+SELECT t.root::text
+FROM tree AS t
+JOIN switchyard.batch AS b ON b.id = t.id
+GROUP BY t.root
+HAVING bool_and(b.succeeded_at IS NOT NULL OR b.total <= (SELECT count(*) FROM switchyard.job AS j WHERE j.batch_id = b.id));
 
 -- name: look_at_batches
 -- Which of these batches have news: the first dead job, all ended, all completed. A few index probes each while a batch is at work; its

@@ -21,9 +21,10 @@ WITH asked AS (
     RETURNING id, state, worker, blocked_on
 )
 SELECT
-    state, CASE WHEN state = 'running' THEN pg_notify('switchyard_control', worker) END,
+    state,
     -- It may have had its turn for a slot.
-    CASE WHEN state = 'cancelled' AND blocked_on IS NOT NULL THEN switchyard.free_slots(ARRAY[id]) END
+    CASE WHEN state = 'cancelled' AND blocked_on IS NOT NULL THEN id END,
+    CASE WHEN state = 'running' THEN pg_notify('switchyard_control', worker) END
 FROM asked;
 
 -- name: cancel_rows
@@ -45,16 +46,14 @@ asked AS (
     WHERE id = ANY(ARRAY(SELECT id FROM picked))
     RETURNING id, message_id, state, worker, blocked_on
 ),
-freed AS MATERIALIZED (
-    SELECT switchyard.free_slots(ARRAY(SELECT id FROM asked WHERE state = 'cancelled' AND blocked_on IS NOT NULL)) AS woken
-),
 rung AS MATERIALIZED (
     SELECT pg_notify('switchyard_control', w.worker) FROM (SELECT DISTINCT worker FROM asked WHERE state = 'running') AS w
 )
 SELECT
     array_agg(message_id::text) FILTER (WHERE state = 'cancelled') AS cancelled,
     count(*) FILTER (WHERE state = 'running') AS asked,
-    (SELECT count(*) FROM rung) AS told, (SELECT woken FROM freed) AS woken
+    array_agg(id) FILTER (WHERE state = 'cancelled' AND blocked_on IS NOT NULL) AS turns,
+    (SELECT count(*) FROM rung) AS told
 FROM asked;
 
 -- name: orders
@@ -189,7 +188,7 @@ FOR UPDATE;
 -- name: edit
 -- Change what a job will run with, and when; null leaves a thing as it is. A trigger that is out there already is published again with
 -- its new priority; the old one leads to nothing, unless it is first. A job that waits for something else than a time (a slot, another
--- job) cannot be told a time.
+-- job) cannot be told a time. One that had its turn for a slot and is put off gives it up: it would be woken for it before its time.
 UPDATE switchyard.job AS j
 SET payload = coalesce(%(payload)s::json, j.payload),
     priority = coalesce(%(priority)s, j.priority),
@@ -213,7 +212,9 @@ SET payload = coalesce(%(payload)s::json, j.payload),
         ELSE j.publish_count
     END,
     wait_reason = CASE WHEN %(delay)s::float8 > 0 THEN NULL ELSE j.wait_reason END,
-    wait_since = CASE WHEN %(delay)s::float8 > 0 THEN NULL ELSE j.wait_since END
+    wait_since = CASE WHEN %(delay)s::float8 > 0 THEN NULL ELSE j.wait_since END,
+    blocked_on = CASE WHEN %(delay)s::float8 > 0 THEN NULL ELSE j.blocked_on END,
+    line = CASE WHEN %(delay)s::float8 > 0 THEN NULL ELSE j.line END
 WHERE j.id = %(id)s AND j.state IN ('scheduled', 'pending', 'retrying')
     AND (%(delay)s::float8 IS NULL OR j.wait_reason IS NULL OR j.wait_reason IN ('paused', 'unknown_actor'))
 RETURNING j.state, j.next_publish_at IS NOT NULL AND j.next_publish_at <= clock_timestamp() AS due;

@@ -16,6 +16,10 @@ WHERE state = 'dead';
 -- Dead letters; the conditions and the order are the caller's to add.
 SELECT id, fingerprint, finished_at FROM switchyard.job;
 
+-- name: dead_clock
+-- The clock by which jobs die.
+SELECT clock_timestamp();
+
 -- name: dead_tracebacks
 -- The traceback of each job's last execution, where it has one.
 SELECT j.message_id::text, a.traceback
@@ -122,7 +126,7 @@ LIMIT 1;
 -- Remove a dead or cancelled job, with its attempts and its log.
 DELETE FROM switchyard.job
 WHERE message_id = %(message_id)s AND state IN ('dead', 'cancelled')
-RETURNING actor, queue, state, dead_reason;
+RETURNING actor, queue, state, dead_reason, batch_id::text;
 
 -- name: discard_rows
 -- Remove a chunk of dead rows.
@@ -133,7 +137,7 @@ WITH free AS MATERIALIZED (
     ORDER BY id
     FOR UPDATE SKIP LOCKED
 )
-DELETE FROM switchyard.job AS j WHERE j.id = ANY(ARRAY(SELECT id FROM free)) RETURNING j.message_id::text;
+DELETE FROM switchyard.job AS j WHERE j.id = ANY(ARRAY(SELECT id FROM free)) RETURNING j.message_id::text, j.batch_id::text;
 
 -- name: take_hooks
 -- Notices whose hook is one of these actors: gone with the transaction in which their jobs are written.

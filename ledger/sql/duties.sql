@@ -20,7 +20,8 @@ WHERE name = %(name)s;
 -- One page of a walk over the jobs by id, oldest first: those of the page that ended too long ago go, at most a limit. Ids grow with the
 -- time of creation and nothing ends before it is created, so the walk is over where the page reaches jobs younger than the shortest time.
 -- A replay between the look and the lock has another finished_at, or none. Workflows are kept while they go on: a dead step until nothing
--- waits for it, and the jobs of a batch until the outermost one around it is over, successfully or for as long as dead letters are kept.
+-- waits for it, and the jobs of a batch until nothing waits for it or one around it, and until the outermost one is over, successfully or for
+-- as long as dead letters are kept.
 WITH rule AS MATERIALIZED (
     SELECT *
     FROM unnest(%(states)s::text[], %(kinds)s::text[], %(names)s::text[], %(seconds)s::float8[]) AS u (state, kind, name, seconds)
@@ -53,6 +54,13 @@ old AS MATERIALIZED (
                         OR o.completed_at >= coalesce(%(now)s, clock_timestamp())
                             - make_interval(secs => (SELECT r.seconds FROM rule AS r WHERE r.state = 'dead' AND r.kind = 'all'))
                     )
+                ) AND NOT EXISTS (
+                    WITH RECURSIVE around (id) AS (
+                        SELECT p.batch_id
+                        UNION
+                        SELECT b.parent_id FROM around AS a JOIN switchyard.batch AS b ON b.id = a.id WHERE b.parent_id IS NOT NULL
+                    )
+                    SELECT 1 FROM around AS a JOIN switchyard.job AS w ON w.upstream_id = a.id WHERE w.state = 'scheduled'
                 )
             ELSE true
         END

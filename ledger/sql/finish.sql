@@ -25,7 +25,7 @@ SELECT id FROM switchyard.job WHERE id = ANY(%(ids)s::bigint[]) ORDER BY id FOR 
 -- name: finish_otherwise
 -- A batch of executions that ended in any other way: a retry, a dead letter, a cancellation, a snooze, a release. The history of
 -- the execution is written with it. Whatever it was to be: if somebody asked the job to stop, it is cancelled (ADR 27). Returns the
--- outcome that was written beside the id.
+-- outcome that was written beside the id, and of a cancelled job its message id, for what waits for it.
 WITH f AS (
     SELECT *
     FROM unnest(
@@ -63,16 +63,19 @@ left_running AS (
     WHERE j.id = ANY(%(ids)s::bigint[]) AND j.id = f.id AND j.token = f.token AND CASE WHEN j.state = 'running' THEN true END
     RETURNING
         j.id, j.generation, j.attempt, j.worker, j.started_at, f.finished_age, f.error_type, f.error, f.traceback,
-        CASE WHEN j.cancel_requested_at IS NULL THEN f.outcome ELSE 'cancelled' END AS outcome
+        CASE WHEN j.cancel_requested_at IS NULL THEN f.outcome ELSE 'cancelled' END AS outcome,
+        CASE WHEN j.state = 'cancelled' THEN j.message_id::text END AS cancelled
+),
+history AS (
+    INSERT INTO switchyard.attempt (
+        job_id, generation, attempt, worker, started_at, finished_at, outcome, error_type, error, traceback
+    )
+    SELECT
+        id, generation, attempt, worker, started_at, clock_timestamp() - make_interval(secs => finished_age), outcome, error_type,
+        error, traceback
+    FROM left_running
 )
-INSERT INTO switchyard.attempt (
-    job_id, generation, attempt, worker, started_at, finished_at, outcome, error_type, error, traceback
-)
-SELECT
-    id, generation, attempt, worker, started_at, clock_timestamp() - make_interval(secs => finished_age), outcome, error_type, error,
-    traceback
-FROM left_running
-RETURNING job_id AS id, outcome;
+SELECT id, outcome, cancelled FROM left_running;
 
 -- name: release_unstarted
 -- Claims that never started go back and leave no trace: not even the attempt's number is spent. Due at once, unless they were asked to

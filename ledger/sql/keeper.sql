@@ -217,8 +217,8 @@ WHERE w.beat_at < clock_timestamp() - make_interval(secs => 10 * w.lease_seconds
     AND NOT EXISTS (SELECT 1 FROM switchyard.job AS j WHERE j.state = 'running' AND j.worker = w.id);
 
 -- name: mark_unknown
--- Among the first thousand waiting rows of each queue of the Postgres broker: those whose actor no living worker knows. A process of an
--- older version does not say what it knows (null), so it may know any.
+-- Among the first thousand waiting rows of each queue of the Postgres broker, and the first thousand that a limit decides about: those whose
+-- actor no living worker knows. A process of an older version does not say what it knows (null), so it may know any.
 WITH living AS MATERIALIZED (
     SELECT queues, actors
     FROM switchyard.worker
@@ -228,19 +228,22 @@ WITH living AS MATERIALIZED (
 strange AS MATERIALIZED (
     SELECT head.id
     FROM (SELECT DISTINCT unnest(queues) AS name FROM living) AS q
+    CROSS JOIN (VALUES (false), (true)) AS l (limited)
     CROSS JOIN LATERAL (
         SELECT id, actor, wait_reason
         FROM switchyard.job
-        WHERE queue = q.name AND NOT suspect AND NOT limited AND state = 'pending' AND broker = 'postgres'
+        WHERE queue = q.name AND NOT suspect AND limited = l.limited AND state = 'pending' AND broker = 'postgres'
             AND wait_reason IS DISTINCT FROM 'paused'
         ORDER BY priority, id
         LIMIT 1000
     ) AS head
-    WHERE head.wait_reason IS NULL AND NOT EXISTS (SELECT 1 FROM living AS l WHERE l.actors IS NULL OR head.actor = ANY(l.actors))
+    WHERE head.wait_reason IS DISTINCT FROM 'unknown_actor'
+        AND NOT EXISTS (SELECT 1 FROM living AS l WHERE l.actors IS NULL OR head.actor = ANY(l.actors))
 )
 UPDATE switchyard.job AS j
 SET wait_reason = 'unknown_actor', wait_since = clock_timestamp()
-WHERE j.id = ANY(ARRAY(SELECT id FROM strange)) AND j.state = 'pending' AND j.wait_reason IS NULL
+WHERE j.id = ANY(ARRAY(SELECT id FROM strange)) AND j.state = 'pending'
+    AND (j.wait_reason IS NULL OR j.wait_reason IN ('rate_limit', 'concurrency'))
 RETURNING j.queue, j.actor;
 
 -- name: settle_unknown

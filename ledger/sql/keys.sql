@@ -44,7 +44,8 @@ JOIN switchyard.job AS j
 
 -- name: debounce
 -- The latest payload wins while the job waits. With a delay it is due later, but no later than max_wait after it was sent, and no earlier
--- than it was; one that waits for something else than its time goes on doing so. A trigger that is out is refused by the claim.
+-- than it was; one that waits for something else than its time goes on doing so. A trigger that is out is refused by the claim. A turn for a
+-- slot is given up by one that is put off, or it would be woken for it before its time.
 WITH waiting AS MATERIALIZED (
     SELECT
         id, wait_reason, run_at,
@@ -66,7 +67,9 @@ SET payload = %(payload)s::json,
     state = CASE WHEN due.at IS NULL THEN j.state ELSE 'scheduled' END,
     run_at = coalesce(due.at, j.run_at),
     next_publish_at = coalesce(due.at, j.next_publish_at),
-    publish_count = CASE WHEN due.at IS NULL THEN j.publish_count ELSE 0 END
+    publish_count = CASE WHEN due.at IS NULL THEN j.publish_count ELSE 0 END,
+    blocked_on = CASE WHEN due.at IS NULL THEN j.blocked_on END,
+    line = CASE WHEN due.at IS NULL THEN j.line END
 FROM due
 WHERE j.id = due.id
 RETURNING j.id;

@@ -474,7 +474,22 @@ WHERE EXISTS (
 -- their triggers. Should all of this be forgotten, the relay offers them again.
 UPDATE switchyard.job
 SET next_publish_at = clock_timestamp() + make_interval(secs => %(delay)s), publish_count = -abs(publish_count)
-WHERE id = ANY(%(ids)s::bigint[]) AND state = 'pending' AND next_publish_at IS NOT NULL AND wait_reason IS DISTINCT FROM 'paused';
+WHERE id = ANY(%(ids)s::bigint[]) AND state = 'pending' AND next_publish_at IS NOT NULL AND wait_reason IS DISTINCT FROM 'paused'
+    AND (limited OR EXISTS (SELECT 1 FROM switchyard.rule AS l WHERE l.kind = 'queue' AND l.name = job.queue));
+
+-- name: offer_again
+-- A queue's limit is gone: those of its jobs that nothing else limits are found by their triggers again, which were used up. Due, a chunk
+-- at a time.
+WITH used_up AS MATERIALIZED (
+    SELECT id
+    FROM switchyard.job
+    WHERE state = 'pending' AND broker <> 'postgres' AND queue = ANY(%(queues)s::text[]) AND wait_reason IS DISTINCT FROM 'paused'
+        AND NOT limited AND publish_count < 0 AND next_publish_at > clock_timestamp()
+        AND NOT EXISTS (SELECT 1 FROM switchyard.rule AS l WHERE l.kind = 'queue' AND l.name = job.queue)
+    LIMIT %(limit)s
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE switchyard.job SET next_publish_at = clock_timestamp() WHERE id = ANY(ARRAY(SELECT id FROM used_up)) RETURNING id;
 
 -- name: free_slots
 -- Jobs have left their slots.
@@ -581,7 +596,7 @@ WHERE (l.declared_amount, l.declared_period, l.declared_burst)
     IS DISTINCT FROM (excluded.declared_amount, excluded.declared_period, excluded.declared_burst);
 
 -- name: retract_rules
--- Limits that the code of these actors, and the settings for these queues, have no more. What an operator set stays.
+-- Limits that the code of these actors, and the settings for these queues, have no more. What an operator set stays. Returns those that are gone.
 WITH gone AS (
     SELECT l.kind, l.name
     FROM switchyard.rule AS l
@@ -589,13 +604,14 @@ WITH gone AS (
         AND l.name = ANY(CASE WHEN l.kind = 'queue' THEN %(queues)s::text[] ELSE %(actors)s::text[] END)
         AND NOT ((l.kind || ' ' || l.name) = ANY(%(kept)s::text[]))
 ),
-removed AS (
-    DELETE FROM switchyard.rule AS l USING gone AS g WHERE l.kind = g.kind AND l.name = g.name AND NOT l.overridden
+kept AS (
+    UPDATE switchyard.rule AS l
+    SET declared_amount = NULL, declared_period = NULL, declared_burst = NULL
+    FROM gone AS g
+    WHERE l.kind = g.kind AND l.name = g.name AND l.overridden
 )
-UPDATE switchyard.rule AS l
-SET declared_amount = NULL, declared_period = NULL, declared_burst = NULL
-FROM gone AS g
-WHERE l.kind = g.kind AND l.name = g.name AND l.overridden;
+DELETE FROM switchyard.rule AS l USING gone AS g WHERE l.kind = g.kind AND l.name = g.name AND NOT l.overridden
+RETURNING l.kind, l.name;
 
 -- name: set_rule
 -- An operator's word, in force until it is reset, whatever processes declare. No row: it is of an actor whose jobs nobody counts.

@@ -11,7 +11,7 @@ import dramatiq
 from dramatiq import Broker
 
 import switchyard
-from errors import Permanent
+from errors import Cancelled, Permanent
 from tests.conformance import jobs
 
 
@@ -50,6 +50,10 @@ def declare(broker: Broker) -> SimpleNamespace:
     @actor(secret=("card",), max_retries=0)
     def gives_up(key: str, card: str) -> None:
         raise Permanent(f"no card {card}")
+
+    @actor(secret=("card",))
+    def stops(key: str, card: str) -> None:
+        raise Cancelled(f"no card {card}")
 
     @actor(secret=("card",))
     def tells(key: str, card: str) -> dict[str, Any]:

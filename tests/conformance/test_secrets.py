@@ -85,6 +85,13 @@ def test_errors_traces_lines_and_stages_are_masked(running, key, canary, make):
     assert canary not in str(failure.value)
 
 
+def test_why_a_job_stopped_is_masked(running, key, canary):
+    job = running.ended(running.jobs.stops.send(key, canary))
+
+    assert (job.state, job.error) == (State.CANCELLED, f"no card {MASK}")
+    assert canary not in stored(running)
+
+
 def test_a_replay_and_a_dead_letter_keep_it_sealed(running, key, canary):
     message = running.jobs.gives_up.send(key, canary)
     running.ended(message)

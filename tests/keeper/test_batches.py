@@ -170,3 +170,21 @@ def test_a_dead_step_is_kept_while_others_wait_for_it(ledger):
     retention.prune(ledger, Settings(), now=days(ledger, 1_000))
 
     assert ledger.execute("SELECT count(*) FROM switchyard.job").fetchone() == (0,)
+
+
+def test_jobs_of_a_failed_batch_are_kept_while_a_step_waits_for_one_around_it(ledger):
+    outer = add_batch(ledger, followed=True)
+    inner = add_batch(ledger, total=2, parent_id=outer, root_id=outer)
+    done, dead = add_members(ledger, inner, 2)
+    step = add_step(ledger, outer)
+    end(ledger, done)
+    end(ledger, dead, state=State.DEAD)
+    batches.close(ledger, [inner])
+
+    prune(ledger, 1_000)
+    kept = [row[0] for row in ledger.execute("SELECT id FROM switchyard.job WHERE id = ANY(%s)", [[done, dead]]).fetchall()]
+    assert write.replay(ledger, str(fetch(ledger, dead, "message_id")))
+    end(ledger, dead)
+    batches.close(ledger, [inner])
+
+    assert (kept, fetch(ledger, step, "state")) == ([done, dead], "pending")

@@ -13,7 +13,7 @@ import pytest
 
 import switchyard
 from control.schedules import cron
-from errors import LedgerUnavailable
+from errors import LedgerUnavailable, OptionError, ScheduleError
 from keeper import schedule as duty
 from keeper.duty import Keeping
 from ledger import schedules, write
@@ -43,6 +43,14 @@ def declare_actors(broker):
     def limited():
         return None
 
+    @dramatiq.actor(broker=broker, unique_mode="debounce")
+    def debounced():
+        return None
+
+    @dramatiq.actor(broker=broker, secret=("card",))
+    def charge(order, card=None):
+        return order
+
     actors.work, actors.digest = work, digest
     return actors
 
@@ -66,6 +74,19 @@ def keeper(system):
 def hourly(system):
     """A schedule of every hour that makes up for everything, and its first tick."""
     return switchyard.create_schedule("hourly", "work", "0 * * * *", catch_up="all").next_tick_at
+
+
+def test_a_schedule_that_no_tick_could_follow_or_that_would_show_a_secret_is_refused(system):
+    with pytest.raises(ScheduleError, match="debounced"):
+        switchyard.create_schedule("late", "debounced", "@daily")
+    with pytest.raises(OptionError, match=r"actor 'charge', option 'secret': 'card'"):
+        switchyard.create_schedule("bills", "charge", "@daily", [1], {"card": "4111"})
+    switchyard.create_schedule("bills", "charge", "@daily", [1])
+
+    with pytest.raises(OptionError, match=r"actor 'charge', option 'secret': 'card'"):
+        switchyard.update_schedule("bills", args=[1, "4111"])
+
+    assert switchyard.get_schedule("bills").args == (1,)
 
 
 def jobs(system, name="hourly"):

@@ -10,6 +10,7 @@ import pytest
 from keeper import look, unknown
 from keeper.duty import Keeping
 from ledger import write
+from ledger.records import JobControl
 from middleware.log_context import configure_structlog
 from runtime.counters import Counters
 from tests.keeper.conftest import Broker
@@ -68,6 +69,18 @@ def test_jobs_that_nobody_knows_are_dead_after_a_time(ledger, beat, strangers):
         assert "'stranger'" in stored["error"]
         assert stored["wait_reason"] is None
     assert fetch(ledger, fresh, "state") == "pending"
+
+
+@pytest.mark.parametrize("reason", [None, "rate_limit", "concurrency"])
+def test_limited_jobs_that_nobody_knows_are_dead_after_a_time_too(ledger, beat, reason):
+    beat("one", ["work"])
+    id_ = add(ledger, actor="stranger", control=JobControl(rate_key="stranger", rate_cost=1, concurrency_key="stranger"))
+    ledger.execute("UPDATE switchyard.job SET wait_reason = %s, wait_since = clock_timestamp() WHERE id = %s", [reason, id_])
+
+    unknown.mark(ledger, Counters())
+    unknown.settle(ledger, HOUR, now=later(ledger))
+
+    assert (fetch(ledger, id_, "state"), fetch(ledger, id_, "dead_reason")) == ("dead", "unknown_actor")
 
 
 @pytest.mark.parametrize("actors", [["stranger"], None], ids=["knows it", "of an older version"])

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from errors import BatchClosed, BatchNotFound
-from ledger import batches, control, write
+from ledger import batches, control, dead, write
 from ledger.batch import get_batch, list_batches
 from ledger.database import Database
 from ledger.records import Finish, JobControl, NewBatch
@@ -186,6 +186,16 @@ def test_a_cancelled_step_takes_along_what_waits_for_it_near_and_far(ledger):
     assert (fetch(ledger, far, "state"), fetch(ledger, far, "wait_reason")) == ("scheduled", "upstream")
 
 
+def test_a_step_that_is_skipped_takes_along_what_waits_for_it_although_nobody_noted_that_something_does(ledger):
+    first, other = add(ledger), add(ledger)
+    step, by = add_step(ledger, first), claim(ledger, first, other)
+    skipped = failed(first, by, state=State.CANCELLED, outcome="cancelled", error_type="SkipMessage")
+
+    assert write.finish(ledger, [skipped, failed(other, by)]) == {first, other}
+
+    assert [fetch(ledger, id_, "state") for id_ in (first, step, other)] == ["cancelled", "cancelled", "retrying"]
+
+
 def test_a_step_fed_while_it_is_cancelled_has_its_result_when_it_is_replayed(ledger):
     first = add(ledger)
     step = add_step(ledger, first)
@@ -334,6 +344,25 @@ def test_a_dead_job_that_was_discarded_is_no_success(ledger):
     batches.close(ledger, [batch])
 
     assert sent(ledger) == ["complete"]
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_what_waits_for_a_batch_whose_dead_job_is_discarded_is_cancelled(ledger, many):
+    outer = add_batch(ledger)
+    inner = add_batch(ledger, total=2, parent_id=outer, root_id=outer)
+    done, lost = add_members(ledger, inner, 2)
+    behind_inner, behind_outer = add_step(ledger, inner), add_step(ledger, outer)
+    last, other = add_step(ledger, behind_outer), add_step(ledger, add_batch(ledger, total=1))
+    end(ledger, done)
+    end(ledger, lost, state=State.DEAD)
+
+    if many:
+        assert dead.discard_rows(ledger, [lost]) == 1
+    else:
+        assert dead.discard(ledger, str(fetch(ledger, lost, "message_id"))) == ("work", "default", "dead", "max_retries")
+
+    assert [fetch(ledger, id_, "state") for id_ in (behind_inner, behind_outer, last)] == ["cancelled"] * 3
+    assert fetch(ledger, other, "state") == "scheduled"
 
 
 def test_a_stock_group_that_lacks_children_ends_after_an_hour(ledger):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from uuid import uuid4
 
 import pytest
 
-from ledger import dead, write
+from ledger import batches, control, dead, write
 from ledger.dead import DeadFilter
-from ledger.records import JobControl
+from ledger.records import JobControl, NewBatch
 from ledger.sql import SQL
 from ledger.states import State
 from tests.ledger.blocking import Meanwhile, wait_for_lock
@@ -297,6 +298,20 @@ def test_a_limit_and_a_filter_bound_a_replay(ledger):
     assert list(dead.chunks(ledger, DeadFilter(actor="nobody"), size=3)) == []
 
 
+def test_what_dies_again_while_the_others_are_replayed_is_not_replayed_again(ledger):
+    ids = [die(ledger) for _ in range(3)]
+    met = []
+
+    for chunk in dead.chunks(ledger, EVERYTHING, size=1):
+        met += chunk
+        dead.replay_rows(ledger, chunk)
+        by = claim(ledger, *chunk)
+        write.finish(ledger, [failed(id_, by, state=State.DEAD) for id_ in chunk])
+        assert len(met) <= 3
+
+    assert met == ids
+
+
 def test_rows_that_were_replayed_meanwhile_are_left_alone(ledger):
     ids = dead_ids(ledger, 3)
     write.replay(ledger, name_of(ledger, ids[1]))
@@ -472,3 +487,30 @@ def test_what_waits_for_a_job_that_is_discarded_is_cancelled(ledger, many):
         assert dead.discard(ledger, name_of(ledger, first)) is not None
 
     assert [fetch(ledger, id_, "state") for id_ in (second, third)] == ["cancelled"] * 2
+
+
+def test_a_step_is_not_replayed_to_wait_for_a_job_that_was_removed(ledger):
+    first = add_in(ledger, State.DEAD)
+    step = step_after(ledger, first)
+    dead.discard(ledger, name_of(ledger, first))
+
+    assert not dead.replay(ledger, name_of(ledger, step))
+
+    assert [fetch(ledger, step, name) for name in ("state", "generation", "wait_reason")] == ["cancelled", 1, None]
+
+
+def test_a_step_is_not_replayed_to_wait_for_a_group_that_lost_a_job(ledger):
+    outer, inner = str(uuid4()), str(uuid4())
+    whole = [NewBatch(id=outer, root_id=outer, followed=True), NewBatch(id=inner, root_id=outer, parent_id=outer, total=1)]
+    batches.make(ledger, whole)
+    member = add(ledger, control=JobControl(batch_id=inner))
+    step = add(ledger, control=JobControl(upstream_id=outer, wait_reason="upstream"))
+    for id_ in (step, member):
+        assert control.cancel(ledger, name_of(ledger, id_))
+    assert dead.replay(ledger, name_of(ledger, step))
+    assert fetch(ledger, step, "wait_reason") == "upstream"
+
+    dead.discard(ledger, name_of(ledger, member))
+
+    assert fetch(ledger, step, "state") == "cancelled"
+    assert not dead.replay(ledger, name_of(ledger, step))

@@ -9,7 +9,10 @@ import pytest
 
 from ledger import control, limits, write
 from ledger.database import BoundedConnection, Database
-from tests.ledger.factory import age_lease, completed, token
+from ledger.records import JobControl
+from ledger.states import State
+from tests.ledger.blocking import Meanwhile, wait_for_lock
+from tests.ledger.factory import age_lease, completed, new_job, token
 from tests.ledger.limiting import add_limited, admit, at_once, fetch, forget, rows
 from tests.ledger.test_races import Two
 
@@ -121,6 +124,27 @@ def test_a_turn_that_is_cancelled_while_a_claim_takes_it_is_not_given_twice(two)
     assert claimed == [second]
     assert state == "running"
     assert rows(two.onlooker, "state", f"id = {third}") == [("scheduled",)]
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_cancellation_that_waits_for_a_step_holds_no_key(two, many):
+    turn, by = running_one(two)
+    write.release_unstarted(two.onlooker, [(turn, by)])
+    name = str(fetch(two.onlooker, turn, "message_id"))
+    waits = JobControl(upstream_id=name, wait_reason="upstream")
+    step = write.enqueue(two.onlooker, new_job(control=waits)).id
+    assert fetch(two.onlooker, turn, "blocked_on") == "work"
+
+    with two.second.transaction():
+        two.second.execute("SELECT id FROM switchyard.job WHERE id = %s FOR UPDATE", [step])
+        cancelling = Meanwhile(
+            lambda: control.cancel_rows(two.first, [turn], [State.PENDING]) if many else control.cancel(two.first, name)
+        )
+        wait_for_lock(two.onlooker, two.first.info.backend_pid)
+        limits.free_slots(two.second, [turn])
+    cancelling.result()
+
+    assert rows(two.onlooker, "state") == [("cancelled",), ("cancelled",)]
 
 
 def test_a_slot_is_freed_once_whoever_says_so(two):

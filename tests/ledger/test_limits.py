@@ -7,10 +7,12 @@ import itertools
 import pytest
 
 from ledger import control, limits, read, write
+from ledger.control import Change
 from ledger.limits import Rule
+from ledger.records import JobControl, Unique
 from ledger.sql import SQL
 from ledger.states import State
-from tests.ledger.factory import add, claim_next, completed, failed, relay_due, token
+from tests.ledger.factory import add, claim_next, completed, failed, new_job, relay_due, token
 from tests.ledger.limiting import add_limited, admit, at, at_once, come_due, fetch, forget, next_slot, rate, rows, seconds
 
 KEYED = {"rate_key": "work", "rate_cost": 1}
@@ -315,6 +317,26 @@ def test_whatever_ends_a_claim_or_a_turn_wakes_the_next(ledger, way):
     assert turn == wanted.get(way, [second])
 
 
+@pytest.mark.parametrize("how", ["edit", "debounce"])
+def test_a_job_that_is_put_off_gives_up_its_turn_and_is_not_woken_before_its_time(ledger, how):
+    declare(ledger, at_once(1))
+    unique = Unique(key="u", mode="debounce", max_wait=600.0)
+    [put_off] = add_limited(ledger, control=SLOT | {"unique_key": "u", "unique": unique})
+    [job] = admit(ledger).jobs
+    write.release_unstarted(ledger, [(job.id, str(fetch(ledger, job.id, "token")))])
+    [waits] = add_limited(ledger, control=SLOT)
+    assert fetch(ledger, put_off, "blocked_on") == "work"
+
+    if how == "edit":
+        assert control.edit(ledger, put_off, Change(delay=60.0))
+    else:
+        write.enqueue(ledger, new_job(delay=60.0, control=JobControl(**SLOT, unique_key="u", unique=unique)))
+    limits.wake_missed(ledger)
+
+    assert (fetch(ledger, put_off, "state"), fetch(ledger, put_off, "blocked_on")) == ("scheduled", None)
+    assert [job.id for job in admit(ledger).jobs] == [waits]
+
+
 def test_a_cancelled_waiter_leaves_the_line(ledger):
     declare(ledger, at_once(1))
     ids = add_limited(ledger, 3, control=SLOT)
@@ -392,6 +414,25 @@ def test_a_queue_with_a_limit_holds_back_plain_jobs_too(ledger):
     assert fetch(ledger, ids[0], "blocked_on") == "queue:default"
     finish_limited(ledger, ids[1])
     assert [job.id for job in admit(ledger).jobs] == [ids[0]]
+
+
+def test_what_waits_without_a_trigger_is_offered_again_when_its_queues_limit_goes(ledger):
+    queue = Rule("queue", "default", 100)
+    declare(ledger, queue)
+    plain, other = (add(ledger, broker="redis", queue=name, grace=30.0) for name in ("default", "other"))
+    limits.postpone_limited(ledger, [plain, other], 900.0)
+    [keyed] = add_limited(ledger, broker="redis", grace=30.0, control=SLOT)
+    limits.postpone_limited(ledger, [keyed], 900.0)
+    due = "next_publish_at <= clock_timestamp()"
+    assert rows(ledger, "id", due) == []
+
+    limits.retract_rules(ledger, [], actors=[], queues=["default"])
+
+    assert rows(ledger, "id", due) == [(plain,)]
+    # Whoever saw the limit before it went takes no trigger away any more.
+    limits.postpone_limited(ledger, [plain], 900.0)
+    assert rows(ledger, "id", due) == [(plain,)]
+    assert fetch(ledger, other, "publish_count") == 1
 
 
 def test_a_queues_limit_counts_what_runs_since_before_it(ledger):

@@ -7,6 +7,7 @@ from uuid import uuid4
 import pytest
 
 from ledger import control, write
+from ledger.records import JobControl
 from ledger.sql import SQL
 from ledger.states import WAITING, State
 from tests.ledger.factory import add, add_in, age_lease, claim, claim_next, completed, failed, fetch, history, row
@@ -87,8 +88,18 @@ def test_flush_cancels_what_waits_in_a_queue_and_join_counts_what_is_left(ledger
     other = add(ledger, queue="other")
     assert ledger.execute(SQL["active_count"], {"queue": "default"}).fetchone()[0] == 4
 
-    ledger.execute(SQL["flush_queue"], {"queues": ["default"]})
+    assert control.flush(ledger, ["default"]) == 3
 
     assert ledger.execute(SQL["active_count"], {"queue": "default"}).fetchone()[0] == 1
     assert {state for state, id_ in ids.items() if fetch(ledger, id_, "state") != state} == WAITING
     assert fetch(ledger, other, "state") == "pending"
+
+
+def test_a_flush_takes_along_the_steps_that_wait_in_other_queues(ledger):
+    first = add(ledger)
+    waits = JobControl(upstream_id=name_of(ledger, first), wait_reason="upstream")
+    step = add(ledger, queue="other", control=waits)
+
+    assert control.flush(ledger, ["default"]) == 2
+
+    assert fetch(ledger, step, "state") == "cancelled"

@@ -6,6 +6,7 @@ import dramatiq
 import pytest
 from dramatiq.brokers.stub import StubBroker
 
+from control.schedules import cron
 from errors import OptionError, PayloadError
 from ledger.sealed import MASK, is_sealed
 from middleware import stub_stack
@@ -64,6 +65,12 @@ def test_the_named_arguments_are_sealed_however_they_are_given(broker, names, ar
     assert middleware(broker).opened(stored) == message
     assert middleware(broker).sealed(stored) == stored
     assert (stored.message_id, stored.options) == (message.message_id, message.options)
+
+
+@pytest.mark.parametrize("timing", [{"args": ["ada", "4111"]}, {"kwargs": {"user": "ada", "card": "4111"}}])
+def test_a_secret_cannot_stand_in_a_schedule(broker, timing):
+    with pytest.raises(OptionError, match=r"actor 'pay', option 'secret': 'card' cannot stand in a schedule"):
+        declared(broker, pay, secret=("card",), periodic=cron("0 8 * * *", **timing))
 
 
 def test_the_body_gets_what_was_sent(broker):

@@ -51,6 +51,19 @@ def test_a_row_that_cannot_be_stored_stands_alone_in_the_end(desk, flusher):
     assert desk.rows("SELECT dead_reason FROM switchyard.job WHERE state = 'dead'") == [("result_unstorable",)]
 
 
+def test_a_limited_row_that_cannot_be_stored_frees_its_slot_all_the_same(desk, flusher, monkeypatch):
+    written = []
+    real = write.finish
+    monkeypatch.setattr(write, "finish", lambda c, f: written.extend((end.state.value, end.limited) for end in f) or real(c, f))
+    (claim,) = desk.claim(1)
+    claim.job = claim.job._replace(limited=True)
+
+    settle(desk, flusher, claim, result='{"not json')
+
+    wait_until(lambda: desk.states() == ["dead"])
+    assert written == [("completed", True), ("dead", True)]
+
+
 def test_a_follower_whose_id_is_taken_does_not_keep_the_end_from_being_written(desk, flusher):
     first, other = desk.claim(2)
     taken = desk.rows("SELECT message_id::text FROM switchyard.job ORDER BY id")[1][0]
