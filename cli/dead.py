@@ -166,6 +166,7 @@ def show(id: str, as_json: bool) -> None:
 @click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="How many groups.")
 @_AS_JSON
 @reported
+@values_checked
 def groups(limit: int, as_json: bool, **filters: Any) -> None:
     """Count dead letters by what they have in common, the largest group first.
 
@@ -195,6 +196,7 @@ def groups(limit: int, as_json: bool, **filters: Any) -> None:
 @_YES
 @_AS_JSON
 @reported
+@values_checked
 def replay(
     ids: Sequence[str],
     everything: bool,
@@ -219,11 +221,12 @@ def replay(
         outcomes = {id_: switchyard.try_replay(id_, to_queue=to_queue) for id_ in ids}
         _tell(as_json, "replayed", {id_: outcome.refused for id_, outcome in outcomes.items()})
         return
-    count = switchyard.replay_many(dry_run=True, **given).matched
+    count = switchyard.replay_many(all=everything, dry_run=True, **given).matched
     wanted = count if limit is None else min(count, limit)
     if not dry_run and wanted:
         _ask(f"Replay {_jobs(wanted)}{'' if rate is None else f' at {rate}'}?", yes)
-    done = switchyard.replay_many(rate=rate, to_queue=to_queue, limit=limit, dry_run=dry_run, **given) if wanted else None
+    how: Any = {"all": everything, "rate": rate, "to_queue": to_queue, "limit": limit, "dry_run": dry_run}
+    done = switchyard.replay_many(**how, **given) if wanted else None
     if as_json:
         replayed, last_due = (0, None) if done is None else (done.replayed, done.last_due)
         _say_json({"matched": count, "replayed": replayed, "last_due": last_due, "dry_run": dry_run})
@@ -247,6 +250,7 @@ def replay(
 @_YES
 @_AS_JSON
 @reported
+@values_checked
 def discard(
     ids: Sequence[str], everything: bool, limit: int | None, dry_run: bool, yes: bool, as_json: bool, **filters: Any
 ) -> None:
@@ -263,11 +267,11 @@ def discard(
         outcomes = {id_: None if switchyard.discard(id_) else "it is neither dead nor cancelled" for id_ in ids}
         _tell(as_json, "discarded", outcomes)
         return
-    count = switchyard.discard_many(dry_run=True, **given).matched
+    count = switchyard.discard_many(all=everything, dry_run=True, **given).matched
     wanted = count if limit is None else min(count, limit)
     if not dry_run and wanted:
         _ask(f"Remove {_jobs(wanted)} for good?", yes)
-    gone = switchyard.discard_many(limit=limit, **given).discarded if wanted and not dry_run else 0
+    gone = switchyard.discard_many(all=everything, limit=limit, **given).discarded if wanted and not dry_run else 0
     if as_json:
         _say_json({"matched": count, "discarded": gone, "dry_run": dry_run})
     else:

@@ -56,6 +56,10 @@ class DeadFilter:
     until: datetime | None = None
 
     def __post_init__(self) -> None:
+        for name in ("actor", "queue", "reason", "fingerprint", "error_type", "search"):
+            # A variable that nobody filled in; as a search it would find every dead letter.
+            if getattr(self, name) == "":
+                raise ValueError(f"{name} is empty: give it a value, or leave it out")
         for name in ("since", "until"):
             moment = getattr(self, name)
             if moment is not None and moment.utcoffset() is None:
