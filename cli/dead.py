@@ -14,13 +14,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 import switchyard
 from cli.choosing import queue_name, values_checked
 from cli.reporting import reported
+from cli.tables import listing, print_listing
 from cli.terminal import printable
 from control.dead_letters import Filters, rate_per_second
 from errors import JobNotFound
@@ -107,8 +107,7 @@ def list_(limit: int, after: str | None, as_json: bool, **filters: Any) -> None:
     if as_json:
         _say_json({"dead_letters": [_plain_letter(letter) for letter in page.letters], "next": page.next})
         return
-    table = Table("died (UTC)", "id", "actor", "reason", "error", "group")
-    table.columns[1].no_wrap = True
+    table = listing("died (UTC)", "id", "actor", "reason", "error", "group", whole=("id", "group"))
     for letter in page.letters:
         job = letter.job
         table.add_row(
@@ -309,7 +308,8 @@ def _tell(as_json: bool, done: str, outcomes: dict[str, str | None]) -> None:
 
 
 def _history(attempts: Sequence[Attempt]) -> Table:
-    table = Table("generation", "attempt", "outcome", "started (UTC)", "seconds", "worker", "error")
+    headings = ("generation", "attempt", "outcome", "started (UTC)", "seconds", "worker", "error")
+    table = listing(*headings, whole=("generation", "attempt", "outcome"))
     for one in attempts:
         took = None if one.started_at is None or one.finished_at is None else (one.finished_at - one.started_at).total_seconds()
         cells = (one.generation, one.attempt, one.outcome, _time(one.started_at), took and f"{took:.2f}", one.worker)
@@ -318,8 +318,8 @@ def _history(attempts: Sequence[Attempt]) -> Table:
 
 
 def _groups(found: Sequence[DeadGroup]) -> Table:
-    table = Table("jobs", "group", "actor", "reason", "error", "first (UTC)", "last (UTC)")
-    table.columns[1].no_wrap = True
+    headings = ("jobs", "group", "actor", "reason", "error", "first (UTC)", "last (UTC)")
+    table = listing(*headings, whole=("jobs", "group", "actor"))
     for one in found:
         cells = (f"{one.count:,}", one.fingerprint, one.actor, one.reason, _error(one.error_type, one.error))
         table.add_row(*map(_cell, (*cells, _time(one.first_at), _time(one.last_at))))
@@ -328,7 +328,7 @@ def _groups(found: Sequence[DeadGroup]) -> Table:
 
 def _print_table(table: Table, rows: int, nothing: str) -> None:
     if rows:
-        Console().print(table)
+        print_listing(table)
     elif nothing:
         click.echo(nothing)
 
