@@ -12,6 +12,7 @@ from rich.table import Table
 
 import switchyard
 from cli.reporting import reported
+from cli.tables import listing, print_listing
 from ledger.batch import Batch
 from ledger.states import State
 
@@ -39,7 +40,7 @@ def list_(state: str | None, limit: int, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"batches": [_plain(batch) for batch in found]}, default=str))
         return
-    table = Table("batch", "name", "state", "jobs", "done", "dead", "cancelled", "created", box=None)
+    table = listing("batch", "name", "state", "jobs", "done", "dead", "cancelled", "created", whole=("batch",))
     for batch in found:
         table.add_row(
             batch.id,
@@ -110,4 +111,4 @@ def _print(table: Table, nothing: str, *, empty: bool) -> None:
     if empty:
         click.echo(nothing)
     else:
-        Console().print(table)
+        print_listing(table)

@@ -14,13 +14,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 import switchyard
 from cli.choosing import queue_name, values_checked
 from cli.reporting import reported
+from cli.tables import listing, print_listing
 from cli.terminal import printable
 from control.dead_letters import Filters, rate_per_second
 from errors import JobNotFound
@@ -107,8 +107,7 @@ def list_(limit: int, after: str | None, as_json: bool, **filters: Any) -> None:
     if as_json:
         _say_json({"dead_letters": [_plain_letter(letter) for letter in page.letters], "next": page.next})
         return
-    table = Table("died (UTC)", "id", "actor", "reason", "error", "group")
-    table.columns[1].no_wrap = True
+    table = listing("died (UTC)", "id", "actor", "reason", "error", "group", whole=("id", "group"))
     for letter in page.letters:
         job = letter.job
         table.add_row(
@@ -166,6 +165,7 @@ def show(id: str, as_json: bool) -> None:
 @click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="How many groups.")
 @_AS_JSON
 @reported
+@values_checked
 def groups(limit: int, as_json: bool, **filters: Any) -> None:
     """Count dead letters by what they have in common, the largest group first.
 
@@ -195,6 +195,7 @@ def groups(limit: int, as_json: bool, **filters: Any) -> None:
 @_YES
 @_AS_JSON
 @reported
+@values_checked
 def replay(
     ids: Sequence[str],
     everything: bool,
@@ -219,11 +220,12 @@ def replay(
         outcomes = {id_: switchyard.try_replay(id_, to_queue=to_queue) for id_ in ids}
         _tell(as_json, "replayed", {id_: outcome.refused for id_, outcome in outcomes.items()})
         return
-    count = switchyard.replay_many(dry_run=True, **given).matched
+    count = switchyard.replay_many(all=everything, dry_run=True, **given).matched
     wanted = count if limit is None else min(count, limit)
     if not dry_run and wanted:
         _ask(f"Replay {_jobs(wanted)}{'' if rate is None else f' at {rate}'}?", yes)
-    done = switchyard.replay_many(rate=rate, to_queue=to_queue, limit=limit, dry_run=dry_run, **given) if wanted else None
+    how: Any = {"all": everything, "rate": rate, "to_queue": to_queue, "limit": limit, "dry_run": dry_run}
+    done = switchyard.replay_many(**how, **given) if wanted else None
     if as_json:
         replayed, last_due = (0, None) if done is None else (done.replayed, done.last_due)
         _say_json({"matched": count, "replayed": replayed, "last_due": last_due, "dry_run": dry_run})
@@ -247,6 +249,7 @@ def replay(
 @_YES
 @_AS_JSON
 @reported
+@values_checked
 def discard(
     ids: Sequence[str], everything: bool, limit: int | None, dry_run: bool, yes: bool, as_json: bool, **filters: Any
 ) -> None:
@@ -263,11 +266,11 @@ def discard(
         outcomes = {id_: None if switchyard.discard(id_) else "it is neither dead nor cancelled" for id_ in ids}
         _tell(as_json, "discarded", outcomes)
         return
-    count = switchyard.discard_many(dry_run=True, **given).matched
+    count = switchyard.discard_many(all=everything, dry_run=True, **given).matched
     wanted = count if limit is None else min(count, limit)
     if not dry_run and wanted:
         _ask(f"Remove {_jobs(wanted)} for good?", yes)
-    gone = switchyard.discard_many(limit=limit, **given).discarded if wanted and not dry_run else 0
+    gone = switchyard.discard_many(all=everything, limit=limit, **given).discarded if wanted and not dry_run else 0
     if as_json:
         _say_json({"matched": count, "discarded": gone, "dry_run": dry_run})
     else:
@@ -305,7 +308,8 @@ def _tell(as_json: bool, done: str, outcomes: dict[str, str | None]) -> None:
 
 
 def _history(attempts: Sequence[Attempt]) -> Table:
-    table = Table("generation", "attempt", "outcome", "started (UTC)", "seconds", "worker", "error")
+    headings = ("generation", "attempt", "outcome", "started (UTC)", "seconds", "worker", "error")
+    table = listing(*headings, whole=("generation", "attempt", "outcome"))
     for one in attempts:
         took = None if one.started_at is None or one.finished_at is None else (one.finished_at - one.started_at).total_seconds()
         cells = (one.generation, one.attempt, one.outcome, _time(one.started_at), took and f"{took:.2f}", one.worker)
@@ -314,8 +318,8 @@ def _history(attempts: Sequence[Attempt]) -> Table:
 
 
 def _groups(found: Sequence[DeadGroup]) -> Table:
-    table = Table("jobs", "group", "actor", "reason", "error", "first (UTC)", "last (UTC)")
-    table.columns[1].no_wrap = True
+    headings = ("jobs", "group", "actor", "reason", "error", "first (UTC)", "last (UTC)")
+    table = listing(*headings, whole=("jobs", "group", "actor"))
     for one in found:
         cells = (f"{one.count:,}", one.fingerprint, one.actor, one.reason, _error(one.error_type, one.error))
         table.add_row(*map(_cell, (*cells, _time(one.first_at), _time(one.last_at))))
@@ -324,7 +328,7 @@ def _groups(found: Sequence[DeadGroup]) -> Table:
 
 def _print_table(table: Table, rows: int, nothing: str) -> None:
     if rows:
-        Console().print(table)
+        print_listing(table)
     elif nothing:
         click.echo(nothing)
 

@@ -31,10 +31,8 @@ def key_command(actor: str, key: str, unique: bool, forget: bool, as_json: bool)
         shown = None if found is None else {name: value for name, value in asdict(found).items() if name != "fingerprint"}
         click.echo(json.dumps({"key": shown, "forgotten": forgotten}, default=str))
     elif found is None:
-        other = (
-            "--unique for a key of the actor's unique_key" if not unique else "without --unique for a sender's idempotency_key"
-        )
-        click.echo(f"the {kind} key {key!r} of actor {actor!r} is free (write the command {other})", err=True)
+        other = "a sender's idempotency_key: leave out --unique" if unique else "a key of the actor's unique_key: add --unique"
+        click.echo(f"the {kind} key {key!r} of actor {actor!r} is free ({other})", err=True)
     else:
         Console().print(_table(found))
         if forgotten:

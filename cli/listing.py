@@ -17,6 +17,7 @@ from rich.table import Table
 import switchyard
 from cli.choosing import chosen_by, values_checked
 from cli.reporting import reported
+from cli.tables import listing, print_listing
 from cli.terminal import printable
 from ledger import read
 from ledger.control import Pause
@@ -41,13 +42,11 @@ def jobs_command(limit: int, after: str | None, as_json: bool, states: tuple[str
     if as_json:
         click.echo(json.dumps({"jobs": [asdict(job) for job in page.jobs], "next": page.next}, default=str))
         return
-    table = Table()
-    for heading in ("id", "state", "actor", "queue", "age", "waits for"):
-        table.add_column(heading, no_wrap=heading in ("id", "state", "age"), overflow="fold")
+    table = listing("id", "state", "actor", "queue", "age", "waits for", whole=("id", "state", "age"))
     now = datetime.now(UTC)
     for job in page.jobs:
         table.add_row(job.id, job.state, job.actor, job.queue, _span(now - job.created_at), _waits_for(job, now))
-    Console().print(table)
+    print_listing(table)
     if page.next is not None:
         click.echo(f"there are more: --after {page.next}")
 

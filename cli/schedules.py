@@ -18,6 +18,7 @@ from rich.table import Table
 
 import switchyard
 from cli.reporting import reported
+from cli.tables import listing, print_listing
 from errors import CronError, ScheduleError, ScheduleNotFound
 from ledger.schedules import Schedule
 from runtime.timing import DEFAULT_WINDOW, POLICIES, Timing
@@ -86,15 +87,14 @@ def list_(as_json: bool) -> None:
     if not found:
         click.echo("There are no schedules: give an actor periodic=cron(...), or make one with `switchyard schedules create`.")
         return
-    table = Table(caption="times in UTC")
-    for heading in ("name", "actor", "cron", "time zone", "last", "next", "state"):
-        table.add_column(heading, no_wrap=heading in ("last", "next", "state"))
+    headings = ("name", "actor", "cron", "time zone", "last", "next", "state")
+    table = listing(*headings, whole=("name",), caption="times in UTC")
     for schedule in found:
         table.add_row(
             escape(schedule.name), escape(schedule.actor), schedule.expression, schedule.timezone, _utc(schedule.last_tick_at),
             _utc(schedule.next_tick_at if schedule.due_at else None), _state(schedule),
         )  # fmt: skip
-    Console().print(table)
+    print_listing(table)
 
 
 @schedules.command(short_help="One schedule, and what became of its latest ticks.")

@@ -203,6 +203,7 @@ def replay_many(
     *,
     rate: str | float | None = None,
     to_queue: str | None = None,
+    all: bool = False,
     dry_run: bool = False,
     limit: int | None = None,
     **filters: Unpack[Filters],
@@ -213,14 +214,15 @@ def replay_many(
         rate: how many of them become due in a time, such as ``"50/s"`` or ``"1000/hour"``, or a number a second; None: all at once.
             Each row is given its own due time, so nothing has to stay running.
         to_queue: another queue than their own.
+        all: without any filter: yes, all dead letters.
         dry_run: only count them.
         limit: at most so many.
-        filters: as ``dead_letters``; none given: all dead letters.
+        filters: as ``dead_letters``.
 
     Raises:
-        ValueError: a filter, the rate, the limit or the queue's name is wrong.
+        ValueError: there is no filter and not ``all``; or a filter, the rate, the limit or the queue's name is wrong.
     """
-    wanted, interval = DeadFilter(**filters), 0.0 if rate is None else 1.0 / rate_per_second(rate)
+    wanted, interval = _wanted("replay_many", filters, all), 0.0 if rate is None else 1.0 / rate_per_second(rate)
     _check_limit(limit)
     if to_queue is not None:
         check_queue(to_queue)
@@ -257,18 +259,19 @@ def discard(id: str | Message[Any]) -> bool:
     return gone is not None
 
 
-def discard_many(*, dry_run: bool = False, limit: int | None = None, **filters: Unpack[Filters]) -> Discards:
+def discard_many(*, all: bool = False, dry_run: bool = False, limit: int | None = None, **filters: Unpack[Filters]) -> Discards:
     """Remove every dead letter that meets the filters for good, with attempts and logs, in the order in which they died.
 
     Parameters:
+        all: without any filter: yes, all dead letters.
         dry_run: only count them.
         limit: at most so many.
-        filters: as ``dead_letters``; none given: all dead letters.
+        filters: as ``dead_letters``.
 
     Raises:
-        ValueError: a filter or the limit is wrong.
+        ValueError: there is no filter and not ``all``; or a filter or the limit is wrong.
     """
-    wanted, discarded = DeadFilter(**filters), 0
+    wanted, discarded = _wanted("discard_many", filters, all), 0
     _check_limit(limit)
     database = access.database()
     matched = database.run(lambda connection: dead.count(connection, wanted), CHUNK_TIMEOUT)
@@ -279,6 +282,14 @@ def discard_many(*, dry_run: bool = False, limit: int | None = None, **filters: 
             discarded += dead.discard_rows(connection, ids)
     logger.info("discarded dead letters", jobs=discarded, of=matched, **_said(filters))
     return Discards(matched=matched, discarded=discarded)
+
+
+def _wanted(function: str, filters: Filters, everything: bool) -> DeadFilter:
+    """The filter, which has to say something where the caller has not said that all are meant. Raises: ValueError."""
+    wanted = DeadFilter(**filters)
+    if wanted == DeadFilter() and not everything:
+        raise ValueError(f"{function}() without a filter would take every dead letter; say all=True if that is what you want")
+    return wanted
 
 
 def rate_per_second(rate: str | float) -> float:

@@ -56,6 +56,10 @@ class DeadFilter:
     until: datetime | None = None
 
     def __post_init__(self) -> None:
+        for name in ("actor", "queue", "reason", "fingerprint", "error_type", "search"):
+            # A variable that nobody filled in; as a search it would find every dead letter.
+            if getattr(self, name) == "":
+                raise ValueError(f"{name} is empty: give it a value, or leave it out")
         for name in ("since", "until"):
             moment = getattr(self, name)
             if moment is not None and moment.utcoffset() is None:
@@ -195,8 +199,10 @@ def count(connection: Conn, wanted: DeadFilter) -> int:
 
 
 def chunks(connection: Conn, wanted: DeadFilter, *, size: int, limit: int | None = None) -> Iterator[list[int]]:
-    """The rows that are meant, by id, in the order in which they died, ``size`` at a time; each chunk is read when it is asked for. What dies
-    meanwhile, be it once more, is not among them."""
+    """The rows that are meant, by id, in the order in which they died, ``size`` at a time; each chunk is read when it is asked for.
+
+    What dies meanwhile, be it once more, is not among them.
+    """
     place: tuple[datetime, int] | None = None
     begun = next(iter(connection.execute(SQL["dead_clock"])))[0]
     left = limit

@@ -23,6 +23,7 @@ from psycopg.rows import dict_row
 
 from errors import JobNotFound
 from ledger.job import Attempt, Count, Counts, HeldJob, Job, LogLine, Page, QueueDepth, Worker
+from ledger.sealed import masked
 from ledger.sql import SQL
 from ledger.states import WAITING, State, states_named
 
@@ -273,7 +274,7 @@ def job_rows(connection: Conn, where: list[str], values: dict[str, Any], rest: s
 
 
 def job_of(row: dict[str, Any]) -> Job:
-    payload = row["payload"]
+    payload = masked(row["payload"])
     fields = {name: row[name] for name in _PLAIN}
     return Job(
         id=row["message_id"],

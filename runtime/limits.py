@@ -79,7 +79,7 @@ _LIMITS: Final = {"rate_limit", "concurrency"}
 
 
 def check_chooser(actor: Actor[Any, Any], name: str) -> None:
-    """Refuse an option that names no argument of the actor and is no function of them. Raises: OptionError."""
+    """Refuse an option that names no argument of the actor, or a secret one, and is no function of them. Raises: OptionError."""
     value = actor.options.get(name)
     if value is None or callable(value):
         return
@@ -91,6 +91,10 @@ def check_chooser(actor: Actor[Any, Any], name: str) -> None:
     if value not in parameters or parameters[value].kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
         known = ", ".join(parameters) or "none"
         raise OptionError(actor.actor_name, name, f"{value!r:.50} is no argument of the actor (it has: {known})")
+    if value in (actor.options.get("secret") or ()):
+        raise OptionError(
+            actor.actor_name, name, f"{value!r:.50} is secret, and keys of limits are stored as they are; name another argument"
+        )
 
 
 def chosen(actor: Actor[Any, Any], name: str, message: Message[Any]) -> Any:

@@ -130,8 +130,10 @@ class Orders:
         self._held.paused = found.paused
         stop = [claim for claim in held if claim.job.id in found.stop]
         for claim in stop:
-            claim.cancel_requested = True
-            self._stopping[claim] = None
+            if not claim.cancel_requested:
+                # Every later look finds the job again until it has ended, and must not interrupt the body while it cleans up.
+                claim.cancel_requested = True
+                self._stopping[claim] = None
         self._held.refuse([*stop, *self._paused(held)])
 
     def _paused(self, held: Iterable[Claim]) -> Iterable[Claim]:

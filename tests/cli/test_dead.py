@@ -121,7 +121,7 @@ def test_groups_are_counted(system, run):
 
     shown = run("groups")
 
-    assert re.findall(r"(\d+) +│ [0-9a-f]{16}", shown) == ["2", "1"]
+    assert re.findall(r"(\d+) +[0-9a-f]{16}", shown) == ["2", "1"]
 
 
 def test_nothing_in_an_error_controls_the_terminal(system, run):
@@ -200,6 +200,10 @@ def test_what_waits_is_not_removed(system, run):
         (["replay", "--all", "--rate", "fast"], "'50/s'"),
         (["replay", "--all", "--rate", "0/s"], "'50/s'"),
         (["replay", "--all", "--to-queue", "no queue"], "no name of a queue"),
+        (["replay", "--search", "", "--yes"], "search is empty"),
+        (["discard", "--actor", "", "--yes"], "actor is empty"),
+        (["discard", "--search", "", "--yes"], "search is empty"),
+        (["groups", "--search", ""], "search is empty"),
         (["list", "--since", "yesterday"], "2h"),
         (["list", "--since", "2026-11-28T08:00:00"], "zone"),
         (["list", "--limit", "0"], "--limit"),
@@ -207,6 +211,18 @@ def test_what_waits_is_not_removed(system, run):
 )
 def test_nonsense_is_refused_with_the_way_out(run, words, says):
     assert says in run(*words, code=2)
+
+
+def test_all_dead_letters_are_meant_by_saying_so_alone(system):
+    dead = die(system)
+
+    for many in (switchyard.replay_many, switchyard.discard_many):
+        for nothing in ({}, {"actor": None}, {"dry_run": True}):
+            with pytest.raises(ValueError, match=r"say all=True"):
+                many(**nothing)
+
+    assert states(system, dead) == ["dead"]
+    assert switchyard.discard_many(all=True) == switchyard.Discards(matched=1, discarded=1)
 
 
 def test_the_age_of_a_death_is_a_filter(system, run):

@@ -56,7 +56,7 @@ def test_a_free_key_is_said_to_be_free(jobs, database_url):
 
     assert result.exit_code == 1
     assert result.stderr.splitlines() == [
-        "the idempotency key 'u' of actor 'work' is free (write the command --unique for a key of the actor's unique_key)"
+        "the idempotency key 'u' of actor 'work' is free (a key of the actor's unique_key: add --unique)"
     ]
 
 

@@ -42,6 +42,16 @@ def test_what_names_no_argument_is_refused_when_the_actor_is_declared(broker, va
         declared(broker, pay, secret=value)
 
 
+@pytest.mark.parametrize("option", ["rate_limit_key", "concurrency_key", "fair_key"])
+def test_a_secret_argument_is_no_key_of_a_limit(broker, option):
+    limits = {"rate_limit": "5/second", "concurrency": 1}
+
+    with pytest.raises(OptionError, match=rf"actor 'pay', option '{option}': 'card' is secret"):
+        declared(broker, pay, secret=("card",), **limits, **{option: "card"})
+
+    declared(broker, pay, secret=("card",), **limits, **{option: "user"})
+
+
 @pytest.mark.parametrize(
     ("names", "args", "kwargs", "sealed"),
     [

@@ -217,6 +217,27 @@ def test_a_job_is_interrupted_once(desk, heartbeat):
     assert interrupted == []
 
 
+def test_a_body_that_cleans_up_is_not_interrupted_by_the_looks_that_follow(desk, heartbeat):
+    (claim,) = desk.claim(1)
+    interrupted: list[object] = []
+
+    class Cleaning:
+        def interrupt(self, exception: object) -> bool:
+            interrupted.append(exception)
+            return True
+
+    claim.guard = Cleaning()
+    cancel(desk, claim)
+    heartbeat.beat()
+    assert interrupted == [Cancelled]
+
+    heartbeat._orders._hear("me")
+    heartbeat.follow_orders()
+    heartbeat.beat()
+
+    assert interrupted == [Cancelled]
+
+
 def test_a_pause_sends_back_what_has_not_started_and_lets_run_what_runs(desk, beating):
     (running,) = desk.claim(1)
     body = Body(running)
