@@ -16,7 +16,7 @@ def test_triggers_there_is_no_room_for_any_more_go_back_to_the_broker(settings, 
     transport = brokers.make_transport("redis", settings)
     held = HeldClaims(threads=4, lease=30.0, commit_start=lambda _: True)
     database = Database(settings.database_url.get_secret_value())
-    node = SimpleNamespace(held=held, counters=Counters(), database=database)
+    node = SimpleNamespace(held=held, counters=Counters(), database=database, settings=settings)
     fetcher = TriggerFetcher(transport, node, Intake(lambda: ["default"], lambda: ["work"], lambda: False))
     sender = transport.sender()
     sender.publish([Outgoing(number, "default", "work") for number in range(6)])

@@ -92,7 +92,8 @@ def test_a_raised_priority_counts_at_once(system, key, plugged):
     plugged()
     found = order(system, key, messages)
     assert found.index(5) <= 1
-    assert [value for value in found if value != 5] == [0, 1, 2, 3, 4]
+    # What a worker of RabbitMQ gives back may have changed places by then.
+    assert sorted(value for value in found if value != 5) == [0, 1, 2, 3, 4]
 
 
 def test_a_lowered_priority_holds_for_what_was_not_published_yet(system, key):

@@ -8,7 +8,7 @@ import dramatiq
 import pytest
 
 import brokers
-from ledger import write
+from ledger import schedules, write
 from ledger.states import State
 from tests.rig.waiting import wait_until
 
@@ -75,15 +75,15 @@ def test_the_fetcher_of_the_ledger_outlives_a_failure(system, monkeypatch, caplo
 
 
 def test_the_keeper_outlives_a_failure(system, monkeypatch, caplog):
-    real, failures = write.next_due, iter(range(2))
+    real, failures = schedules.next_due_and_tick, iter(range(2))
 
-    def next_due(connection):
+    def next_due_and_tick(connection, actors):
         if next(failures, None) is not None:
             raise Bug("in the look for due rows")
-        return real(connection)
+        return real(connection, actors)
 
     monkeypatch.setattr("keeper.loop.RETRY_MAX", 0.1)
-    monkeypatch.setattr(write, "next_due", next_due)
+    monkeypatch.setattr(schedules, "next_due_and_tick", next_due_and_tick)
     message = system.jobs.add.send_with_options(args=(1, 2), delay=300)
 
     assert system.ended(message, 60).result == 3

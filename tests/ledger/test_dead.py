@@ -16,6 +16,7 @@ from ledger.sql import SQL
 from ledger.states import State
 from tests.ledger.blocking import Meanwhile, wait_for_lock
 from tests.ledger.factory import add, add_in, age_lease, claim, completed, failed, fetch, new_job, relay_due, row, worker_row
+from tests.rig.waiting import wait_until
 
 EVERYTHING = DeadFilter()
 
@@ -399,7 +400,10 @@ def test_a_replay_that_dies_before_its_commit_leaves_everything_dead(ledger, con
 
     caller.execute("BEGIN")
     assert dead.replay_rows(caller, ids, interval=1.0).replayed == 3
+    backend = caller.info.backend_pid
     caller.close()
+    # Its locks go with it, a moment later.
+    wait_until(lambda: not ledger.execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s", [backend]).fetchall())
 
     assert [row(ledger, id_) for id_ in ids] == before
     assert dead.replay_rows(ledger, ids, interval=1.0).replayed == 3
