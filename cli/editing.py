@@ -48,7 +48,7 @@ class JsonValue(click.ParamType["list[Any] | dict[str, Any]"]):
 def edit_command(id_: str, run_at: datetime | None, tags: tuple[str, ...], no_tags: bool, **change: Any) -> None:
     """Change what the job ID will run with, and when. It has to be scheduled, pending or retrying; the exit code is 1 if it is not.
 
-    What is not named stays as it is. The worker checks the arguments against the actor when it runs the job.
+    What is not named stays as it is. Arguments that do not fit the actor make the job fail when it runs.
     """
     if tags and no_tags:
         raise click.UsageError("give --tag or --no-tags, not both")

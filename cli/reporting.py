@@ -10,7 +10,7 @@ from typing import Final, ParamSpec
 import click
 
 from cli.signals import Stopped
-from errors import LedgerUnavailable, SwitchyardError
+from errors import LedgerNotMigrated, LedgerUnavailable, SwitchyardError
 
 P = ParamSpec("P")
 
@@ -27,7 +27,8 @@ def reported(command: Callable[P, None]) -> Callable[P, None]:
             command(*args, **kwargs)
         except LedgerUnavailable as error:
             # libpq goes on with advice about host and port.
-            click.echo(f"switchyard: {str(error).splitlines()[0]}", err=True)
+            where = "" if isinstance(error, LedgerNotMigrated) else "; DATABASE_URL says where it is"
+            click.echo(f"switchyard: {str(error).splitlines()[0]}{where}", err=True)
             sys.exit(1)
         except SwitchyardError as error:
             click.echo(f"switchyard: {error}", err=True)

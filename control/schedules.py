@@ -217,7 +217,8 @@ def run_schedule(name: str) -> Message[Any]:
     broker = access.broker()
     actor = broker.actors.get(found.actor)
     if actor is None:
-        raise ScheduleError(name, f"this process does not know its actor {found.actor!r}; import the module that declares it")
+        way = "import the module that declares it, or name it (`switchyard schedules run --actors MODULE`)"
+        raise ScheduleError(name, f"this process does not know its actor {found.actor!r}; {way}")
     message: Message[Any] = actor.message_with_options(
         args=found.args, kwargs=found.kwargs, **{**found.options, "schedule": name}
     )

@@ -67,3 +67,12 @@ def test_a_key_is_forgotten_when_asked(jobs, database_url, arguments):
     assert shown.exit_code == 0
     assert "forgotten: the next send with this key makes a new job" in shown.stdout
     assert run(database_url, "work", *arguments).exit_code == 1
+
+
+def test_a_database_that_is_not_there_is_named_with_the_variable(jobs, database_url):
+    result = run(database_url + "_that_nobody_made", "work", "k")
+
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("switchyard: the ledger (Postgres) is not available")
+    assert line.endswith("does not exist; DATABASE_URL says where it is")
