@@ -17,15 +17,19 @@ SLACK = 3.0
 def running(events: list[Event]) -> tuple[int, int]:
     """How many executions run now, and how many ran at once at the most: begun, not ended, and their process not killed."""
     now: dict[tuple[str, str], int] = {}
+    killed: set[int] = set()
     most = 0
-    # A process that is killed runs until the kill, which is noted before: the more there are, the sterner.
+    # A kill is noted right before it comes. What the process begins in between never ends, and has ended with it all the same.
     for event in sorted(events, key=lambda event: event.at):
-        if event.kind == "start":
+        if event.kind == "start" and event.pid in killed:
+            most = max(most, len(now) + 1)
+        elif event.kind == "start":
             now[(event.job, event.fields["token"])] = event.pid
             most = max(most, len(now))
         elif event.kind == "end":
             now.pop((event.job, event.fields["token"]), None)
         elif event.fields.get("killed"):
+            killed |= set(event.fields["killed"])
             now = {run: pid for run, pid in now.items() if pid not in event.fields["killed"]}
     return len(now), most
 
