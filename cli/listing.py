@@ -130,9 +130,12 @@ def _why(job: Job, pauses: Sequence[Pause], workers: Sequence[Worker]) -> str | 
     """Why a waiting job does not run, in a sentence; None for one that does not wait."""
     if job.state not in WAITING:
         return None
+    names = [pause.what for pause in pauses if pause.queue in (job.queue, None) and pause.actor in (job.actor, None)]
+    if names and job.state is State.PENDING:
+        # Also before a keeper or a worker has parked it.
+        return f"paused: {', '.join(names)}"
     if job.wait_reason == "paused":
-        names = [pause.what for pause in pauses if pause.queue in (job.queue, None) and pause.actor in (job.actor, None)]
-        return f"paused: {', '.join(names)}" if names else "was paused, goes on in a moment"
+        return "was paused, goes on in a moment"
     if job.wait_reason == "unknown_actor":
         return f"no living worker knows the actor {job.actor!r}"
     if job.upstream_id is not None:
