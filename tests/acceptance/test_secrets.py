@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ledger.states import State
+from tests.acceptance.secret_jobs import declare
 
 WORKER = "tests.acceptance.secrets_worker"
 CANARY = "canary-4711-tweet"
@@ -14,8 +15,6 @@ CANARY = "canary-4711-tweet"
 @pytest.mark.parametrize("broker_name", ["redis"], indirect=True)
 @pytest.mark.parametrize("log_format", ["console", "json"])
 def test_a_worker_s_output_never_holds_an_argument(system, worker_process, broker_name, log_format):
-    from tests.acceptance.secrets_worker import declare
-
     actors = declare(system.broker)
     fine, keyword = actors.keeps.send(CANARY), actors.keeps.send(secret=[{CANARY: CANARY}])
     ends = {

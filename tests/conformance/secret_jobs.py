@@ -1,9 +1,8 @@
-"""Actors that are given secrets, and do their best to tell them; ``dramatiq tests.conformance.secret_jobs`` runs them."""
+"""Actors that are given secrets, and do their best to tell them; ``dramatiq tests.conformance.secrets_worker`` runs them."""
 
 from __future__ import annotations
 
 import logging
-import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -78,7 +77,3 @@ def declare(broker: Broker) -> SimpleNamespace:
         return key
 
     return actors
-
-
-if "dramatiq.cli" in sys.modules:
-    declare(switchyard.configure())

@@ -320,7 +320,7 @@ def test_a_workers_output_never_holds_a_secret_also_when_the_actor_logs_it(make_
         messages = [
             getattr(system.jobs, name).send(key, canary) for name in ("breaks", "gives_up", "later", "tells", "completes")
         ]
-        worker = workers("tests.conformance.secret_jobs", env={"LOG_LEVEL": "DEBUG", "LOG_FORMAT": log_format})
+        worker = workers("tests.conformance.secrets_worker", env={"LOG_LEVEL": "DEBUG", "LOG_FORMAT": log_format})
         for message in messages:
             system.ended(message, 60)
 
