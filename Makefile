@@ -43,8 +43,9 @@ fmt: $(STAMP) ## format the code, and mend what ruff can mend
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-reference: $(STAMP) ## write .env.example and docs/settings.md anew from settings.py
+reference: $(STAMP) ## write .env.example, docs/settings.md and docs/reference/cli.md anew from the code
 	@$(BIN)/python -m tests.settings_reference
+	@$(BIN)/python -m tests.cli_reference
 
 clean: ## remove .venv, caches and var/ (with the demo's data)
 	rm -rf $(VENV) var build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

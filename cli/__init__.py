@@ -6,7 +6,10 @@ listing                           ``jobs`` and ``show``
 cancelling, pausing, editing      what steers jobs: a command or three each, added below
 batches                           ``batches``
 limits                            ``limits``: look at them, set and reset them
-choosing, reporting, terminal     options that choose jobs; errors of ours as one line; texts of others, made harmless
+status, health                    ``status`` and ``workers``: is the system healthy, and what makes it so or not
+choosing, ids, knowing            options that choose jobs; ids by their beginnings; names that nobody knows
+reporting, refusals               errors of ours as one line and an exit code; why a database cannot be used
+tables, terminal, moments, plain  lists and details; widths, and texts of others made harmless; times; ``--json``
 keys, secrets                     ``key``; ``secrets new-key`` and ``secrets rotate``
 schedules                         ``schedules``
 dead                              ``dead``: dead letters
@@ -14,7 +17,6 @@ supervisor                        worker processes, kept alive, for ``worker``
 stack                             Postgres, broker and workers on one machine, for ``up`` and ``demo``
 postgres_server, redis_server     servers of our own for it
 embedded, processes, signals      how these are run
-refusals                          says why a database cannot be used, and what to do
 guard                             ends them when everything else failed to
 """
 
@@ -29,6 +31,7 @@ from cli.listing import jobs_command, show_command
 from cli.pausing import pause_command, paused_command, resume_command
 from cli.schedules import schedules
 from cli.secrets import secrets_group
+from cli.status import status_command, workers_command
 
 main.add_command(jobs_command)
 main.add_command(show_command)
@@ -43,5 +46,7 @@ main.add_command(schedules)
 main.add_command(batches)
 main.add_command(dead)
 main.add_command(limits_group)
+main.add_command(status_command)
+main.add_command(workers_command)
 
 __all__ = ["main"]

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
+from datetime import datetime
 from typing import Any, Final
 
 import click
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 import switchyard
+from cli.ids import batch_id, no_batch
+from cli.moments import off, span
+from cli.plain import as_json, say_json
 from cli.reporting import reported
-from cli.tables import listing, print_listing
+from cli.tables import listing, print_details, print_listing
+from errors import BatchNotFound
 from ledger.batch import Batch
+from ledger.overview import clock
 from ledger.states import State
 
-_FORM: Final = "%Y-%m-%d %H:%M:%S"
-_DASH: Final = "-"
 #: Dead jobs that ``show`` names.
 _NAMED: Final = 10
-
-_as_json = click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 
 
 @click.group(short_help="Look at groups: how far they are, what holds them up.")
@@ -32,61 +30,79 @@ def batches() -> None:
 @batches.command("list", short_help="The newest groups, with their counts.")
 @click.option("--state", type=click.Choice(["waiting", "open", "failed", "succeeded"]), help="Only these. [default: all]")
 @click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="How many.")
-@_as_json
+@as_json
 @reported
 def list_(state: str | None, limit: int, as_json: bool) -> None:
     """Show the newest groups. failed: every job has ended, and not all are completed; replaying the dead ones may yet make it succeed."""
     found = switchyard.list_batches(state=state, limit=limit)
     if as_json:
-        click.echo(json.dumps({"batches": [_plain(batch) for batch in found]}, default=str))
+        say_json({"batches": [_plain(batch) for batch in found]})
         return
-    table = listing("batch", "name", "state", "jobs", "done", "dead", "cancelled", "created", whole=("batch",))
+    headings = ("batch", "name", "state", "jobs", "done", "dead", "cancelled", "age")
+    numbers = ("jobs", "done", "dead", "cancelled")
+    table = listing(*headings, whole=("batch", "state", "age"), below=("name",), numbers=numbers)
+    now = switchyard.database().run(clock) if found else None
     for batch in found:
         table.add_row(
             batch.id,
-            escape(batch.name or _DASH),
+            batch.name,
             batch.state,
             f"{batch.total:,}",
             f"{batch.percent:.0f} %",
             f"{batch.counts[State.DEAD]:,}",
             f"{batch.counts[State.CANCELLED]:,}",
-            batch.created_at.strftime(_FORM),
+            None if now is None else span(now - batch.created_at),
         )
-    _print(table, "no group was run" if state is None else f"no group is {state}", empty=not found)
+    print_listing(table, "no group was run" if state is None else f"no group is {state}")
 
 
 @batches.command(short_help="One group: its jobs by state, its callbacks, its dead.")
 @click.argument("id_", metavar="ID")
-@_as_json
+@as_json
 @reported
 def show(id_: str, as_json: bool) -> None:
-    """Show one group and those within it: jobs by state, callbacks, and the jobs that are dead."""
-    batch = switchyard.batch(id_)
+    """Show one group and those within it: jobs by state, callbacks, and the jobs that are dead.
+
+    ID may be the first eight characters or more. The exit code is 1 if there is no group with this ID.
+    """
+    id_ = batch_id(id_)
+    try:
+        batch = switchyard.batch(id_)
+    except BatchNotFound:
+        raise no_batch(id_) from None
     if as_json:
-        click.echo(json.dumps(_plain(batch), default=str))
+        say_json(_plain(batch))
         return
-    console = Console()
-    _show(console, batch, "")
+    _show(batch, 0, switchyard.database().run(clock))
     dead = switchyard.list_jobs(batch=id_, state=State.DEAD, limit=_NAMED + 1).jobs
-    for job in dead[:_NAMED]:
-        console.print(
-            f"dead: {job.id} {escape(job.actor)}: {escape(job.error_type or '')}: {escape(job.error or '')}", soft_wrap=True
-        )
+    if dead:
+        click.echo()
+        table = listing("dead", "actor", "error", whole=("dead",), below=("error",))
+        for job in dead[:_NAMED]:
+            table.add_row(job.id, job.actor, ": ".join(part for part in (job.error_type, job.error) if part))
+        print_listing(table)
     if len(dead) > _NAMED:
-        console.print("and more: `switchyard.list_jobs(batch=ID, state='dead')`")
+        click.echo(f"there are more: switchyard jobs --state dead --batch {id_}")
 
 
-def _show(console: Console, batch: Batch, indent: str) -> None:
+def _show(batch: Batch, indent: int, now: datetime) -> None:
     counts = ", ".join(f"{count:,} {state}" for state, count in batch.counts.items() if count)
-    console.print(f"{indent}{batch.id} {escape(batch.name or '')}".rstrip(), style="bold")
-    console.print(f"{indent}  {batch.state}, {batch.percent:.0f} % of {batch.total:,} jobs: {counts or 'none'}", soft_wrap=True)
-    if batch.waits_for is not None:
-        console.print(f"{indent}  waits for {batch.waits_for}")
+    rows: list[tuple[str, object]] = [
+        ("group", f"{batch.id} {batch.name or ''}".rstrip()),
+        ("state", f"{batch.state}, {batch.percent:.0f} % of {batch.total:,} jobs"),
+        ("jobs", counts or "none"),
+        ("sent", off(batch.created_at, now)),
+        ("first dead", off(batch.died_at, now)),
+        ("ended", off(batch.completed_at, now)),
+        ("waits for", batch.waits_for),
+    ]
     for callback in batch.callbacks:
         sent = f"sent as {callback.id}" if callback.sent else "not sent yet"
-        console.print(f"{indent}  {callback.when}: {escape(callback.actor)}, {sent}", soft_wrap=True)
+        rows.append((callback.when, f"{callback.actor}, {sent}"))
+    print_details(rows, indent)
     for inner in batch.batches:
-        _show(console, inner, indent + "    ")
+        click.echo()
+        _show(inner, indent + 4, now)
 
 
 def _plain(batch: Batch) -> dict[str, Any]:
@@ -97,18 +113,11 @@ def _plain(batch: Batch) -> dict[str, Any]:
         "total": batch.total,
         "percent": round(batch.percent, 2),
         "counts": {state.value: count for state, count in batch.counts.items()},
-        "created_at": batch.created_at.isoformat(),
-        "died_at": None if batch.died_at is None else batch.died_at.isoformat(),
-        "completed_at": None if batch.completed_at is None else batch.completed_at.isoformat(),
-        "succeeded_at": None if batch.succeeded_at is None else batch.succeeded_at.isoformat(),
+        "created_at": batch.created_at,
+        "died_at": batch.died_at,
+        "completed_at": batch.completed_at,
+        "succeeded_at": batch.succeeded_at,
         "waits_for": batch.waits_for,
         "callbacks": [{"when": c.when, "id": c.id, "actor": c.actor, "sent": c.sent} for c in batch.callbacks],
         "batches": [_plain(inner) for inner in batch.batches],
     }
-
-
-def _print(table: Table, nothing: str, *, empty: bool) -> None:
-    if empty:
-        click.echo(nothing)
-    else:
-        print_listing(table)

@@ -26,7 +26,7 @@ from brokers.transport import Sender, Transport, TransportDown
 from cli.signals import Signals, Stopped
 from errors import SwitchyardError
 from ledger import brokers, routes, write
-from ledger.database import BoundedConnection, Database
+from ledger.database import BoundedConnection, Database, require_migrated
 from ledger.records import DueJob
 from ledger.routes import EVERY_QUEUE, Place, Route
 from runtime.triggers import Outgoing
@@ -68,6 +68,7 @@ class Drain:
     def run(self) -> None:
         """Do it all. Raises: DrainRefused, LedgerUnavailable, Stopped."""
         try:
+            require_migrated(self._database)
             connection = self._database.dedicated("drain")
             with connection, Signals() as signals:
                 self._check_new()

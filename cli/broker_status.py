@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
-
-import click
-from rich.console import Console
-from rich.table import Table
+from typing import Any
 
 from brokers import TRANSPORTS, make_transport
 from brokers.transport import TransportDown
+from cli.moments import span
+from cli.plain import say_json
+from cli.tables import Listing, listing, print_listing
+from cli.terminal import console
 from errors import SettingsError
 from ledger.brokers import BrokerUse, broker_uses
 from ledger.database import Database
 from ledger.routes import EVERY_QUEUE, Route
 from settings import Settings
-
-_DASH: Final = "-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,37 +27,43 @@ class Depth:
     reason: str | None = None
 
 
-def run_status(settings: Settings, console: Console, *, as_json: bool) -> None:
+def run_status(settings: Settings, *, as_json: bool) -> None:
     """Print the table, or one JSON object. Raises: LedgerUnavailable."""
     database = Database(settings.database_url.get_secret_value(), pgbouncer=settings.pgbouncer)
     try:
         uses, queues = database.run(lambda connection: broker_uses(connection, TRANSPORTS))
     finally:
         database.close()
-    depths = {use.name: _depth(use.name, queues, settings) for use in uses}
+    depths = {use.name: depth_of(use.name, queues, settings) for use in uses}
     if as_json:
-        click.echo(json.dumps({"brokers": [_plain(use, depths[use.name]) for use in uses]}, default=str))
+        say_json({"brokers": [_plain(use, depths[use.name]) for use in uses]})
         return
-    console.print(_table(uses, depths))
+    print_listing(_table(uses, depths))
     for use in uses:
         for route in use.routes:
             if route.overruled:
-                others = " and ".join(route.overruled)
-                console.print(
-                    f"{_named(route)}: an operator decided for {use.name}; workers that declare {others} follow. "
-                    f"Set BROKER (or QUEUE_BROKERS) accordingly when they are restarted."
-                )
+                console().print(overruled(route))
         # Nobody needs a running RabbitMQ to look at Redis.
         depth = depths[use.name]
         if depth.reason is not None and _concerns(use):
-            console.print(f"{use.name} is unreachable from here: {depth.reason}", style="yellow", markup=False)
+            console().print(f"{use.name} is unreachable from here: {depth.reason}", style="yellow")
+
+
+def overruled(route: Route) -> str:
+    """What follows from an operator's decision about a route."""
+    others = " and ".join(route.overruled)
+    return (
+        f"{named(route)}: an operator decided for {route.broker}; workers that declare {others} follow. "
+        f"Set BROKER (or QUEUE_BROKERS) accordingly when they are restarted."
+    )
 
 
 def _concerns(use: BrokerUse) -> bool:
     return bool(use.routes or use.pending or use.declared_by or use.consumed_by or use.epoch)
 
 
-def _depth(name: str, queues: list[str], settings: Settings) -> Depth:
+def depth_of(name: str, queues: Sequence[str], settings: Settings) -> Depth:
+    """Ask a broker how many triggers of these queues it holds; an answer also says that it can be reached."""
     try:
         transport = make_transport(name, settings)
     except SettingsError as error:
@@ -72,30 +76,34 @@ def _depth(name: str, queues: list[str], settings: Settings) -> Depth:
         transport.close()
 
 
-def _table(uses: list[BrokerUse], depths: dict[str, Depth]) -> Table:
-    table = Table(
-        caption="waiting: jobs last published there; triggers: what it holds, also of jobs that went on elsewhere;\n"
-        "declare, consume: living workers"
+def _table(uses: list[BrokerUse], depths: dict[str, Depth]) -> Listing:
+    headings = ("broker", "waiting", "triggers", "oldest", "declare", "consume", "epoch", "carries")
+    table = listing(
+        *headings,
+        whole=("broker", "triggers", "oldest", "epoch"),
+        below=("carries",),
+        numbers=("waiting", "triggers", "oldest", "declare", "consume"),
+        notes=(
+            "waiting: jobs last published there; triggers: what it holds, also of jobs that went on elsewhere;",
+            "declare, consume: living workers",
+        ),
     )
-    for heading in ("broker", "carries", "waiting", "triggers", "oldest", "epoch", "declare", "consume"):
-        # In a narrow terminal these two take several lines, and the others stay whole.
-        wraps = heading in ("carries", "epoch")
-        table.add_column(heading, justify="left" if wraps or heading == "broker" else "right", no_wrap=not wraps)
     for use in uses:
         table.add_row(
             use.name,
-            ", ".join(map(_named, use.routes)) or _DASH,
             f"{use.pending:,}",
             _shown(depths[use.name]),
-            _DASH if use.oldest is None else _age(use.oldest),
+            None if use.oldest is None else span(use.oldest),
+            use.declared_by,
+            use.consumed_by,
             _epoch(use.epoch),
-            str(use.declared_by),
-            str(use.consumed_by),
+            ", ".join(map(named, use.routes)),
         )
     return table
 
 
-def _named(route: Route) -> str:
+def named(route: Route) -> str:
+    """What a route is of, in words."""
     return "every other queue" if route.queue == EVERY_QUEUE else route.queue
 
 
@@ -105,16 +113,9 @@ def _shown(depth: Depth) -> str:
 
 def _epoch(epoch: dict[str, str]) -> str:
     if not epoch:
-        return _DASH
+        return ""
     first = next(iter(epoch.values()))[:8]
     return first if len(epoch) == 1 else f"{first} and {len(epoch) - 1} more"
-
-
-def _age(seconds: float) -> str:
-    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{max(0.0, seconds):.1f} s"
 
 
 def _plain(use: BrokerUse, depth: Depth) -> dict[str, Any]:

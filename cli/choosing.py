@@ -1,13 +1,16 @@
-"""Options by which commands choose jobs, and wrong values of them as one line that names the option."""
+"""Options by which commands choose jobs, wrong values of them as one line that names the option, and the question before many are
+touched."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import click
 
+from cli.moments import Moment
+from ledger.states import STATE_WORDS, states_named
 from settings import check_queue
 
 P = ParamSpec("P")
@@ -23,16 +26,34 @@ def queue_name(context: click.Context, option: click.Parameter, value: str | Non
     return value
 
 
+class StateWord(click.ParamType[str]):
+    """A state, or another queue's word for one or two of them."""
+
+    name = "state"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Check it."""
+        word = str(value).lower()
+        try:
+            states_named(word)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return word
+
+
 def chosen_by(command: Callable[P, None]) -> Callable[P, None]:
-    """Give a command the options that choose jobs: ``state, actor, queue, tag``."""
+    """Give a command the options that choose jobs: ``states, actor, queue, tag, batch, created_after, created_before``."""
     for option in reversed(
         (
             click.option(
-                "--state", "states", multiple=True, metavar="STATE", help="Such as pending or running; may be repeated."
+                "--state", "states", type=StateWord(), multiple=True, metavar="STATE", help=f"{STATE_WORDS}. May be repeated."
             ),
             click.option("--actor", metavar="NAME", help="Jobs of this actor."),
             click.option("--queue", callback=queue_name, metavar="NAME", help="Jobs of this queue."),
             click.option("--tag", metavar="TAG", help="Jobs with this tag."),
+            click.option("--batch", metavar="ID", help="Jobs of this group."),
+            click.option("--created-after", type=Moment(), metavar="WHEN", help="Not older: an age such as 2h, or a time (UTC)."),
+            click.option("--created-before", type=Moment(), metavar="WHEN", help="Older than this."),
         )
     ):
         command = option(command)
@@ -50,3 +71,30 @@ def values_checked(command: Callable[P, None]) -> Callable[P, None]:
             raise click.UsageError(str(error)) from None
 
     return checked
+
+
+#: The option that answers the question of ``confirm``.
+answered = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before many jobs are touched, on standard error, which is no part of what a script reads.
+
+    Raises:
+        click.UsageError: nobody answered, and nobody said --yes.
+        KeyboardInterrupt: Ctrl-C.
+        click.exceptions.Exit: the answer is no; the exit code is 1.
+    """
+    if yes:
+        return
+    try:
+        agreed = click.confirm(question, err=True)
+    except click.Abort as abort:
+        if isinstance(abort.__context__, KeyboardInterrupt):
+            # As anywhere else, where it has an exit code of its own.
+            raise KeyboardInterrupt from None
+        click.echo(err=True)
+        raise click.UsageError("nobody answered, so nothing was done; say --yes to do it without being asked") from None
+    if not agreed:
+        click.echo("nothing was done", err=True)
+        raise click.exceptions.Exit(1)

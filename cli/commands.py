@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-from importlib.metadata import PackageNotFoundError, version
 
 import click
 from rich.console import Console
@@ -13,37 +12,35 @@ from rich.console import Console
 from brokers import TRANSPORTS
 from cli.broker_drain import Drain
 from cli.broker_status import run_status
+from cli.choosing import queue_name
 from cli.demo import run_demo
 from cli.keeping import run_keeper
 from cli.migrating import migrate as migrate_database
+from cli.plain import as_json
 from cli.refusals import database_refusal
 from cli.reporting import reported
+from cli.status import version_text
 from cli.supervisor import Supervisor
 from cli.up import run_up
 from errors import LedgerUnavailable, SettingsError
 from runtime.child import Options
 from runtime.process import REFUSED, spare_last_collections
-from settings import check_queue, load
+from settings import load
 
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:I?B)?", re.IGNORECASE)
 
 
-def _version() -> str:
-    try:
-        return version("switchyard")
-    except PackageNotFoundError:
-        # A checkout on the path that was never installed.
-        return "unknown (not installed)"
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(_version(), prog_name="switchyard")
+@click.version_option(version_text(), prog_name="switchyard")
 def main() -> None:
     """Background jobs: Dramatiq actors, a ledger in Postgres, a broker of your choice.
 
     Settings come from the environment or a .env file; .env.example lists them. Without DATABASE_URL, `demo` and `up` bring a
     Postgres of their own; without REDIS_URL, BROKER=redis brings a Redis.
+
+    Exit codes: 0 done; 1 not done, and a line on standard error says why; 2 typed wrongly; 130 after Ctrl-C, 143 after SIGTERM. `status`
+    exits with 1 when something is wrong, `worker` with 3 when none could start. Everything that lists has --json. docs/reference/cli.md.
     """
 
 
@@ -118,18 +115,8 @@ def _queues(context: click.Context, option: click.Parameter, value: tuple[str, .
     """The names in all the lists; a name that no queue can have is refused, for its jobs would be waited for in vain."""
     names = [name.strip() for entry in value for name in entry.split(",") if name.strip()]
     for name in names:
-        _queue(context, option, name)
+        queue_name(context, option, name)
     return names
-
-
-def _queue(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
-    """Check the name of one queue."""
-    if value is not None:
-        try:
-            check_queue(value)
-        except ValueError as error:
-            raise click.BadParameter(str(error)) from None
-    return value
 
 
 def _processors() -> int:
@@ -192,17 +179,17 @@ def broker() -> None:
 
 
 @broker.command(short_help="Show where triggers go, and what lies in each broker.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+@as_json
 @reported
 def status(as_json: bool) -> None:
     """Show, per broker: the queues it carries, jobs waiting that were published there, triggers in it, age, epoch, workers."""
-    run_status(load(), Console(), as_json=as_json)
+    run_status(load(), as_json=as_json)
 
 
 @broker.command(short_help="Move everything from one broker to another.")
 @click.argument("old", type=click.Choice(TRANSPORTS), metavar="OLD")
 @click.option("--to", "new", type=click.Choice(TRANSPORTS), required=True, help="The broker to move to; it has to be running.")
-@click.option("--queue", callback=_queue, metavar="NAME", help="Move this queue alone.")
+@click.option("--queue", callback=queue_name, metavar="NAME", help="Move this queue alone.")
 @reported
 def drain(old: str, new: str, queue: str | None) -> None:
     """Have everything that goes to OLD (postgres, redis or rabbitmq) go to another broker, at once, and move the jobs that wait there.

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 import switchyard
 from cli.choosing import queue_name, values_checked
+from cli.knowing import warn_of_unknown
+from cli.moments import span
+from cli.plain import as_json, say_json
 from cli.reporting import reported
+from cli.tables import listing, print_listing
 from ledger.limits import Limit, Rule, rate_text
+from ledger.overview import clock
 
 
 @click.group("limits", short_help="Look at limits, and change them.")
@@ -23,7 +25,7 @@ def limits_group() -> None:
 
 
 @limits_group.command("list", short_help="Show limits, what they hold, and who waits.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per limit.")
+@as_json
 @reported
 def list_command(as_json: bool) -> None:
     """Show every limit: what is in force and what the code declares, how much is used, how many jobs wait, when the next may start.
@@ -32,40 +34,33 @@ def list_command(as_json: bool) -> None:
     """
     limits = switchyard.limits()
     if as_json:
-        for limit in limits:
-            click.echo(json.dumps(_as_json(limit)))
+        say_json({"limits": [_plain(limit) for limit in limits]})
         return
-    if not limits:
-        click.echo("no limits: no actor that a worker knows declares one, and nobody set one")
-        return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("of", "limit", "declared", "keys", "used", "waiting", "next free"):
-        table.add_column(heading, no_wrap=True, justify="right" if heading in ("keys", "used", "waiting") else "left")
-    now = datetime.now(UTC)
+    headings = ("of", "limit", "declared", "keys", "used", "waiting", "next free")
+    table = listing(*headings, whole=("of",), below=("declared",), numbers=("keys", "used", "waiting"))
+    now = switchyard.database().run(clock) if limits else None
     for limit in limits:
         table.add_row(
             f"queue {limit.name}" if limit.kind == "queue" else limit.name,
-            str(limit.in_force),
-            "" if not limit.overridden else str(limit.declared or "nothing"),
+            limit.in_force,
+            None if not limit.overridden else limit.declared or "nothing",
             f"{limit.keys:,}",
             f"{limit.used:,}",
             f"{limit.waiting:,}",
             _when(limit, now),
         )
-    Console(width=200 if not Console().is_terminal else None).print(table)
+    print_listing(table, "no limits: no actor that a worker knows declares one, and nobody set one")
 
 
-def _when(limit: Limit, now: datetime) -> str:
-    if limit.next_free_at is None:
+def _when(limit: Limit, now: datetime | None) -> str:
+    if limit.next_free_at is None or now is None:
         return "when one ends" if limit.used >= limit.in_force.amount else "now"
     seconds = (limit.next_free_at - now).total_seconds()
-    return f"in {seconds:,.1f} s" if seconds > 0.05 else "now"
+    return f"in {span(seconds)}" if seconds > 0.05 else "now"
 
 
-def _as_json(limit: Limit) -> dict[str, Any]:
+def _plain(limit: Limit) -> dict[str, Any]:
     plain = asdict(limit)
-    for name in ("changed_at", "next_free_at"):
-        plain[name] = None if plain[name] is None else plain[name].isoformat()
     for name in ("in_force", "declared"):
         rule: Rule | None = getattr(limit, name)
         plain[name] = None if rule is None else {"amount": rule.amount, "period": rule.period, "burst": rule.burst}
@@ -98,6 +93,7 @@ def set_command(actor: str | None, queue: str | None, rate: str | None, burst: i
     for limit in switchyard.limits():
         if limit.name == name and limit.overridden and (limit.kind == "queue") is (queue is not None):
             click.echo(f"{whose}: {limit.in_force}")
+    warn_of_unknown(queue=queue)
 
 
 @limits_group.command("reset", short_help="Go back to what the code declares.")
@@ -110,3 +106,5 @@ def reset_command(actor: str | None, queue: str | None) -> None:
     whose = _one_of(actor, queue)
     changed = switchyard.reset_limit(actor=actor, queue=queue)
     click.echo(f"{whose}: as declared" if changed else f"{whose}: nothing else was in force")
+    if not changed:
+        warn_of_unknown(queue=queue, actor=actor)

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import click
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 import switchyard
 from cli.choosing import chosen_by, values_checked
+from cli.ids import batch_id, job_id, no_job
+from cli.knowing import warn_of_unknown
+from cli.moments import off, span, utc
+from cli.plain import as_json, say_json
 from cli.reporting import reported
-from cli.tables import listing, print_listing
+from cli.tables import Listing, listing, print_details, print_listing
 from cli.terminal import printable
 from ledger import read
 from ledger.control import Pause
 from ledger.job import Attempt, Job, LogLine, Worker
+from ledger.overview import clock
 from ledger.read import MAX_LIMIT
 from ledger.states import WAITING, State
 
@@ -33,97 +34,114 @@ MAX_TEXT: Final = 2_000
 @chosen_by
 @click.option("--limit", type=click.IntRange(1, MAX_LIMIT), default=50, show_default=True, help="How many.")
 @click.option("--after", metavar="CURSOR", help="Go on where the page before ended, as it says.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+@as_json
 @reported
 @values_checked
-def jobs_command(limit: int, after: str | None, as_json: bool, states: tuple[str, ...], **filters: Any) -> None:
+def jobs_command(
+    limit: int, after: str | None, as_json: bool, states: tuple[str, ...], batch: str | None, **filters: Any
+) -> None:
     """List the jobs that meet every option, the newest first."""
-    page = switchyard.list_jobs(state=list(states) or None, limit=limit, after=after, **filters)
+    if batch is not None:
+        batch = batch_id(batch)
+    page = switchyard.list_jobs(state=list(states) or None, limit=limit, after=after, batch=batch, **filters)
     if as_json:
-        click.echo(json.dumps({"jobs": [asdict(job) for job in page.jobs], "next": page.next}, default=str))
+        say_json({"jobs": [asdict(job) for job in page.jobs], "next": page.next})
         return
-    table = listing("id", "state", "actor", "queue", "age", "waits for", whole=("id", "state", "age"))
-    now = datetime.now(UTC)
+    headings = ("id", "state", "actor", "queue", "age", "waits for")
+    table = listing(*headings, whole=("id", "state", "age"), below=("waits for",))
+    now = switchyard.database().run(clock)
     for job in page.jobs:
-        table.add_row(job.id, job.state, job.actor, job.queue, _span(now - job.created_at), _waits_for(job, now))
-    print_listing(table)
+        table.add_row(job.id, job.state, job.actor, job.queue, span(now - job.created_at), _waits_for(job, now))
+    print_listing(table, "no job is like that" if states or batch or any(filters.values()) else "there are no jobs")
+    if not page.jobs:
+        warn_of_unknown(queue=filters["queue"], actor=filters["actor"])
     if page.next is not None:
         click.echo(f"there are more: --after {page.next}")
 
 
 @click.command("show", short_help="Show one job.")
 @click.argument("id_", metavar="ID")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
+@as_json
 @reported
 def show_command(id_: str, as_json: bool) -> None:
-    """Show a job, its attempts and its log, and why it waits. The exit code is 1 if there is none with this ID."""
+    """Show a job, its attempts and its log, and why it waits. ID may be the first eight characters or more, if no other job's begin so.
+
+    The exit code is 1 if there is none with this ID.
+    """
+    id_ = job_id(id_)
     job = switchyard.get_job(id_)
     if job is None:
-        click.echo(f"switchyard: no job has the id {id_!r}", err=True)
-        sys.exit(1)
+        raise no_job(id_)
     attempts, lines = switchyard.attempts(id_), switchyard.logs(id_)
     why = _why(job, switchyard.paused(), switchyard.database().run(read.workers))
     if as_json:
-        found = {"job": asdict(job), "why": why, "attempts": list(map(asdict, attempts)), "log": list(map(asdict, lines))}
-        click.echo(json.dumps(found, default=str))
+        say_json({"job": asdict(job), "why": why, "attempts": list(map(asdict, attempts)), "log": list(map(asdict, lines))})
         return
-    console = Console()
-    console.print(_details(job, why))
+    print_details(details(job, switchyard.database().run(clock), why))
     if attempts:
-        console.print(_attempts(attempts))
+        click.echo()
+        print_listing(history(attempts))
+    if lines:
+        click.echo()
     for line in lines:
         click.echo(_line(line))
-    for attempt in attempts[-1:]:
-        if attempt.traceback:
-            click.echo("\n" + "\n".join(map(printable, attempt.traceback.rstrip().splitlines())))
+    trace = attempts[-1].traceback if attempts else None
+    if trace:
+        print_traceback(trace)
 
 
-def _details(job: Job, why: str | None) -> Table:
-    table = Table(show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    asked = "" if job.cancel_requested_at is None else f" (asked to stop at {_time(job.cancel_requested_at)})"
-    rows: list[tuple[str, Any]] = [
+def details(job: Job, now: datetime, why: str | None = None) -> list[tuple[str, object]]:
+    """Everything about a job, by name."""
+    asked = "" if job.cancel_requested_at is None else f" (asked to stop at {utc(job.cancel_requested_at)})"
+    of = "any number" if job.max_attempts is None else str(job.max_attempts)
+    return [
         ("id", job.id),
         ("actor", job.actor),
         ("queue", f"{job.queue} (by {job.broker})"),
         ("state", f"{job.state}{asked}"),
         ("why", why),
         ("arguments", _text({"args": job.args, "kwargs": job.kwargs})),
-        ("priority", str(job.priority)),
-        ("attempt", f"{job.attempt}, {job.failures} failures of {job.max_attempts or 'any number'}, generation {job.generation}"),
-        ("sent", _time(job.created_at)),
-        ("to run", _time(job.run_at) if job.state in WAITING else None),
-        ("started", _time(job.started_at)),
-        ("ended", _time(job.finished_at)),
-        ("progress", None if job.progress is None else f"{job.progress:g} % {job.stage or ''}"),
+        ("priority", job.priority),
+        ("attempt", f"{job.attempt}, {job.failures} failed of {of}, generation {job.generation}"),
+        ("sent", off(job.created_at, now)),
+        ("to run", off(job.run_at, now) if job.state in WAITING else None),
+        ("started", off(job.started_at, now)),
+        ("ended", off(job.finished_at, now)),
+        ("progress", None if job.progress is None else f"{job.progress:g} % {job.stage or ''}".rstrip()),
         ("worker", job.worker),
         ("result", None if job.result is None else _text(job.result)),
-        ("error", None if job.error_type is None else f"{job.error_type}: {job.error}"[:MAX_TEXT]),
+        ("error", _error(job.error_type, job.error)),
         ("dead", job.dead_reason),
+        ("group of dead", job.fingerprint),
         ("tags", ", ".join(job.tags) or None),
+        ("key", job.idempotency_key),
+        ("schedule", job.schedule and f"{job.schedule}, tick {utc(job.tick_at)}"),
         ("sent by", job.parent_id),
         ("group", job.batch_id),
     ]
-    for name, value in rows:
-        if value is not None:
-            table.add_row(name, escape(printable(str(value))))
-    return table
 
 
-def _attempts(attempts: Sequence[Attempt]) -> Table:
-    table = Table()
-    for heading in ("attempt", "outcome", "started", "took", "worker", "error"):
-        table.add_column(heading, overflow="fold")
+def history(attempts: Sequence[Attempt]) -> Listing:
+    """The executions of a job, as a list."""
+    headings = ("attempt", "outcome", "started", "took", "worker", "error")
+    table = listing(*headings, whole=("attempt", "outcome", "started", "took"), below=("error", "worker"))
     for attempt in attempts:
-        number = f"{attempt.generation}.{attempt.attempt}" if attempt.generation > 1 else str(attempt.attempt)
+        number = f"{attempt.generation}.{attempt.attempt}" if attempts[-1].generation > 1 else attempt.attempt
         took = attempt.finished_at - attempt.started_at if attempt.finished_at and attempt.started_at else None
-        error = f"{attempt.error_type}: {attempt.error}"[:MAX_TEXT] if attempt.error_type else ""
+        error = _error(attempt.error_type, attempt.error)
         table.add_row(
-            number, attempt.outcome, _time(attempt.started_at) or "", "" if took is None else _span(took), attempt.worker or "",
-            escape(printable(error)),
+            number, attempt.outcome, utc(attempt.started_at), None if took is None else span(took), attempt.worker, error
         )  # fmt: skip
     return table
+
+
+def print_traceback(trace: str) -> None:
+    """Print how an execution ended, its lines as they are."""
+    click.echo("\n" + "\n".join(map(printable, trace.rstrip().splitlines())))
+
+
+def _error(error_type: str | None, error: str | None) -> str | None:
+    return None if error_type is None and error is None else ": ".join(part for part in (error_type, error) if part)[:MAX_TEXT]
 
 
 def _why(job: Job, pauses: Sequence[Pause], workers: Sequence[Worker]) -> str | None:
@@ -141,13 +159,13 @@ def _why(job: Job, pauses: Sequence[Pause], workers: Sequence[Worker]) -> str | 
     if job.upstream_id is not None:
         return _before(job.upstream_id)
     if job.wait_reason == "rate_limit":
-        return f"over the rate limit of {job.rate_key}; its time is {_time(job.run_at)}"
+        return f"over the rate limit of {job.rate_key}; its time is {utc(job.run_at)}"
     if job.wait_reason == "concurrency":
         return f"every slot of {job.blocked_on} is taken" if job.state is State.SCHEDULED else "its turn has come"
     if job.wait_reason is not None:
         return job.wait_reason
     if job.state is not State.PENDING:
-        return f"its time is {_time(job.run_at)}"
+        return f"its time is {utc(job.run_at)}"
     if not any(job.queue in worker.queues for worker in workers):
         return f"no living worker consumes the queue {job.queue}"
     return "until a worker is free"
@@ -167,25 +185,13 @@ def _waits_for(job: Job, now: datetime) -> str:
         return ""
     if job.wait_reason is not None:
         return job.blocked_on or job.wait_reason
-    return "a worker" if job.state is State.PENDING else f"{_span(max(timedelta(), (job.run_at or now) - now))}"
+    return "a worker" if job.state is State.PENDING else span(max(timedelta(), (job.run_at or now) - now))
 
 
 def _line(line: LogLine) -> str:
-    return f"{_time(line.at)}  {printable(line.line)}"
+    return f"{utc(line.at)}  {printable(line.line)}"
 
 
 def _text(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]}... ({len(text):,} characters)"
-
-
-def _time(moment: datetime | None) -> str | None:
-    return None if moment is None else f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
-
-
-def _span(span: timedelta) -> str:
-    seconds = max(0.0, span.total_seconds())
-    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import ParamSpec
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 import switchyard
 from cli.choosing import queue_name, values_checked
+from cli.knowing import warn_of_unknown
+from cli.moments import span, utc
+from cli.plain import as_json, say_json
 from cli.reporting import reported
+from cli.tables import listing, print_listing
 from ledger.control import Pause
+from ledger.overview import clock
 
 P = ParamSpec("P")
 
@@ -46,11 +48,12 @@ def _checked(queue: str | None, actor: str | None, *, everything: bool) -> str:
 def pause_command(queue: str | None, actor: str | None, everything: bool) -> None:
     """Start no more jobs of a queue, of an actor, or at all, on any machine, until `switchyard resume` says so.
 
-    Running jobs go on to their end; new ones are accepted, and wait.
+    Running jobs go on to their end; new ones are accepted, and wait. A queue or an actor that nothing knows is paused too, with a warning.
     """
     what = _checked(queue, actor, everything=everything)
     new = switchyard.pause(queue=queue, actor=actor)
     click.echo(f"{what}: paused" if new else f"{what}: was paused already")
+    warn_of_unknown(queue=queue, actor=actor)
 
 
 @click.command("resume", short_help="End a pause.")
@@ -66,25 +69,22 @@ def resume_command(queue: str | None, actor: str | None, everything: bool) -> No
     if not switchyard.resume(queue=queue, actor=actor):
         others = ", ".join(pause.what for pause in switchyard.paused())
         click.echo(f"{what}: is not paused by itself; paused: {others or 'nothing'}", err=True)
+        warn_of_unknown(queue=queue, actor=actor)
         raise SystemExit(1)
     click.echo(f"{what}: resumed")
 
 
 @click.command("paused", short_help="Show what is paused.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+@as_json
 @reported
 def paused_command(as_json: bool) -> None:
     """Show what is paused, since when, and how many jobs wait for the end of it."""
     pauses = switchyard.paused()
     if as_json:
-        click.echo(json.dumps({"paused": [asdict(pause) | {"what": pause.what} for pause in pauses]}, default=str))
+        say_json({"paused": [asdict(pause) | {"what": pause.what} for pause in pauses]})
         return
-    if not pauses:
-        click.echo("nothing is paused")
-        return
-    table = Table()
-    for heading in ("paused", "since", "jobs waiting"):
-        table.add_column(heading, justify="right" if heading == "jobs waiting" else "left")
+    table = listing("paused", "since", "for", "jobs waiting", whole=("since",), numbers=("jobs waiting",))
+    now = switchyard.database().run(clock) if pauses else None
     for pause in pauses:
-        table.add_row(pause.what, f"{pause.since:%Y-%m-%d %H:%M:%S %Z}", f"{pause.waiting:,}")
-    Console().print(table)
+        table.add_row(pause.what, utc(pause.since), None if now is None else span(now - pause.since), f"{pause.waiting:,}")
+    print_listing(table, "nothing is paused")

@@ -4,47 +4,29 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
 import sys
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 import click
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 import switchyard
+from cli.choosing import queue_name
+from cli.knowing import warn_of_unknown
+from cli.moments import Span, off, span, utc
+from cli.plain import as_json, say_json
 from cli.reporting import reported
-from cli.tables import listing, print_listing
+from cli.tables import listing, print_details, print_listing
 from errors import CronError, ScheduleError, ScheduleNotFound
 from ledger.schedules import Schedule
 from runtime.timing import DEFAULT_WINDOW, POLICIES, Timing
 
-_DASH: Final = "-"
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)", re.IGNORECASE)
-_UNITS: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 #: A schedule whose tick is overdue by more than this, in seconds, has nobody to make its job.
 _OVERDUE: Final = 60.0
+#: How a time in another zone is written; its zone follows.
 _FORM: Final = "%Y-%m-%d %H:%M:%S"
-
-_as_json = click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
-
-
-class _Duration(click.ParamType[float]):
-    """Seconds, or a number with s, m, h or d."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, int | float):
-            return float(value)
-        found = _DURATION.fullmatch(value.strip())
-        if found is None:
-            self.fail("write seconds, or a number with s, m, h or d, such as 90 or 36h", param, ctx)
-        return float(found[1]) * _UNITS[found[2].lower()]
 
 
 class _Json(click.ParamType[Any]):
@@ -76,50 +58,49 @@ def schedules() -> None:
 
 
 @schedules.command("list", short_help="Every schedule, with its last and next time.")
-@_as_json
+@as_json
 @reported
 def list_(as_json: bool) -> None:
     """List every schedule: what it runs, when it last did, and when it will."""
     found = switchyard.schedules()
     if as_json:
-        _print({"schedules": [_plain(schedule) for schedule in found]})
+        say_json({"schedules": [_plain(schedule) for schedule in found]})
         return
-    if not found:
-        click.echo("There are no schedules: give an actor periodic=cron(...), or make one with `switchyard schedules create`.")
-        return
-    headings = ("name", "actor", "cron", "time zone", "last", "next", "state")
-    table = listing(*headings, whole=("name",), caption="times in UTC")
+    table = listing(
+        "name", "actor", "cron", "time zone", "last", "next", "state",
+        whole=("name", "last", "next"), below=("actor", "last", "time zone"),
+    )  # fmt: skip
     for schedule in found:
+        actor = None if schedule.actor == schedule.name else schedule.actor
+        following = schedule.next_tick_at if schedule.due_at else None
         table.add_row(
-            escape(schedule.name), escape(schedule.actor), schedule.expression, schedule.timezone, _utc(schedule.last_tick_at),
-            _utc(schedule.next_tick_at if schedule.due_at else None), _state(schedule),
+            schedule.name, actor, schedule.expression, schedule.timezone, utc(schedule.last_tick_at), utc(following), _state(schedule)
         )  # fmt: skip
-    print_listing(table)
+    print_listing(
+        table, "there are no schedules: give an actor periodic=cron(...), or make one with `switchyard schedules create`"
+    )
 
 
 @schedules.command(short_help="One schedule, and what became of its latest ticks.")
 @click.argument("name")
 @click.option("-n", "--ticks", type=click.IntRange(1, 1_000), default=10, show_default=True, help="How many ticks.")
-@_as_json
+@as_json
 @reported
 def show(name: str, ticks: int, as_json: bool) -> None:
     """Show one schedule, and its latest ticks with their jobs."""
     schedule = _found(name)
     passed = switchyard.schedule_ticks(name, ticks)
     if as_json:
-        _print(_plain(schedule) | {"ticks": [asdict(tick) for tick in passed]})
+        say_json(_plain(schedule) | {"ticks": [asdict(tick) for tick in passed]})
         return
     _describe(schedule)
-    if not passed:
-        click.echo("\nNo tick has come yet.")
-        return
-    table = Table(caption="times in UTC")
-    for heading in ("tick", "made", "job", "state"):
-        table.add_column(heading, no_wrap=heading != "state")
+    table = listing("tick", "made", "job", "state", whole=("tick", "job"), below=("made",))
     for tick in passed:
-        state = tick.error or tick.state or ("gone" if tick.job_id else _DASH)
-        table.add_row(_utc(tick.tick_at), _utc(tick.made_at), tick.job_id or _DASH, escape(state))
-    Console().print(table)
+        table.add_row(
+            utc(tick.tick_at), utc(tick.made_at), tick.job_id, tick.error or tick.state or ("gone" if tick.job_id else None)
+        )
+    click.echo()
+    print_listing(table, "no tick has come yet")
 
 
 @schedules.command(short_help="Make a schedule in the ledger.")
@@ -131,13 +112,13 @@ def show(name: str, ticks: int, as_json: bool) -> None:
     "--args", type=_Json(list, "list"), default="[]", metavar="JSON", help="Positional arguments, such as '[\"eu\", 5]'."
 )
 @click.option("--kwargs", type=_Json(dict, "object"), default="{}", metavar="JSON", help="Arguments by name.")
-@click.option("--queue", metavar="QUEUE", help="Where its jobs go. [default: the actor's]")
+@click.option("--queue", callback=queue_name, metavar="NAME", help="Where its jobs go. [default: the actor's]")
 @click.option(
     "--catch-up", type=click.Choice(POLICIES), default="skip", show_default=True, help="What becomes of ticks that were missed."
 )
-@click.option("--window", type=_Duration(), default=DEFAULT_WINDOW, metavar="DURATION", help="How far back. [default: 1d]")
-@click.option("--jitter", type=_Duration(), default=0.0, metavar="DURATION", help="Make each job up to so much later.")
-@_as_json
+@click.option("--window", type=Span(), default=DEFAULT_WINDOW, metavar="DURATION", help="How far back. [default: 1d]")
+@click.option("--jitter", type=Span(), default=0.0, metavar="DURATION", help="Make each job up to so much later.")
+@as_json
 @reported
 def create(name: str, actor: str, cron: str, as_json: bool, **fields: Any) -> None:
     """Make a schedule NAME that calls ACTOR when CRON says.
@@ -148,9 +129,10 @@ def create(name: str, actor: str, cron: str, as_json: bool, **fields: Any) -> No
     """
     schedule = switchyard.create_schedule(name, actor, cron, fields.pop("args"), fields.pop("kwargs"), **fields)
     if as_json:
-        _print(_plain(schedule))
+        say_json(_plain(schedule))
     else:
         click.echo(f"created {name}; its first job comes {_both(schedule.next_tick_at, schedule.timezone)}")
+    warn_of_unknown(queue=schedule.queue, actor=actor)
 
 
 @schedules.command(short_help="Send a schedule's job now.")
@@ -210,7 +192,7 @@ def delete(names: tuple[str, ...]) -> None:
 @click.option("--cron", metavar="CRON", help="An expression instead of a schedule, to try it out.")
 @click.option("--timezone", metavar="ZONE", help="Its time zone. [default: UTC, or the schedule's]")
 @click.option("-n", "--count", type=click.IntRange(1, 1_000), default=5, show_default=True, help="How many times.")
-@_as_json
+@as_json
 @reported
 def next_(name: str | None, cron: str | None, timezone: str | None, count: int, as_json: bool) -> None:
     """Print when a schedule, or an expression, comes next: in UTC, and in its time zone."""
@@ -224,16 +206,12 @@ def next_(name: str | None, cron: str | None, timezone: str | None, count: int, 
     ticks = timing.next(count)
     if as_json:
         local = [tick.astimezone(timing.cron.zone).isoformat() for tick in ticks]
-        _print(
-            {"cron": timing.cron.expression, "timezone": timing.timezone, "utc": [_iso(tick) for tick in ticks], "local": local}
-        )
+        say_json({"cron": timing.cron.expression, "timezone": timing.timezone, "utc": ticks, "local": local})
         return
-    table = Table(title=f"{timing.cron.expression}  {timing.timezone}")
-    table.add_column("UTC", no_wrap=True)
-    table.add_column(timing.timezone, no_wrap=True)
+    table = listing("UTC", timing.timezone, notes=(f"cron {timing.cron.expression}, time zone {timing.timezone}",))
     for tick in ticks:
-        table.add_row(tick.strftime(f"%a {_FORM}"), tick.astimezone(timing.cron.zone).strftime(f"%a {_FORM} %Z"))
-    Console().print(table)
+        table.add_row(f"{tick:%a} {utc(tick)}", f"{tick.astimezone(timing.cron.zone):%a {_FORM} %Z}")
+    print_listing(table)
 
 
 def _found(name: str) -> Schedule:
@@ -245,19 +223,19 @@ def _found(name: str) -> Schedule:
 
 def _describe(schedule: Schedule) -> None:
     call = ", ".join([*map(repr, schedule.args), *(f"{name}={value!r}" for name, value in schedule.kwargs.items())])
-    lines = [
-        ("name", f"{schedule.name} ({schedule.source})"),
-        ("runs", f"{schedule.actor}({call})" + (f" on queue {schedule.queue}" if schedule.queue else "")),
-        ("cron", f"{schedule.expression}  {schedule.timezone}"),
-        ("missed", f"{schedule.catch_up}, up to {schedule.window:,.0f} s back"),
-        ("jitter", f"{schedule.jitter:g} s"),
-        ("state", _state(schedule)),
-        ("next", _both(schedule.next_tick_at if schedule.due_at else None, schedule.timezone)),
-    ]
-    if schedule.error:
-        lines.append(("error", schedule.error))
-    for label, value in lines:
-        click.echo(f"{label:<8} {value}")
+    print_details(
+        [
+            ("name", f"{schedule.name} ({schedule.source})"),
+            ("runs", f"{schedule.actor}({call})" + (f" on queue {schedule.queue}" if schedule.queue else "")),
+            ("cron", f"{schedule.expression}  {schedule.timezone}"),
+            ("missed", f"{schedule.catch_up}, up to {span(schedule.window)} back"),
+            ("jitter", span(schedule.jitter)),
+            ("state", _state(schedule)),
+            ("last", off(schedule.last_tick_at, schedule.read_at)),
+            ("next", _both(schedule.next_tick_at if schedule.due_at else None, schedule.timezone)),
+            ("error", schedule.error),
+        ]
+    )
 
 
 def _state(schedule: Schedule) -> str:
@@ -275,7 +253,7 @@ def _state(schedule: Schedule) -> str:
 def _both(moment: datetime | None, timezone: str) -> str:
     if moment is None:
         return "never"
-    here = f"{_utc(moment)} UTC"
+    here = str(utc(moment))
     try:
         zone: ZoneInfo | None = Timing("@daily", timezone).cron.zone
     except CronError:
@@ -283,17 +261,5 @@ def _both(moment: datetime | None, timezone: str) -> str:
     return here if zone is None or timezone == "UTC" else f"{here} ({moment.astimezone(zone).strftime(_FORM)} {timezone})"
 
 
-def _utc(moment: datetime | None) -> str:
-    return _DASH if moment is None else moment.astimezone(UTC).strftime(_FORM)
-
-
-def _iso(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat()
-
-
 def _plain(schedule: Schedule) -> dict[str, Any]:
     return asdict(schedule) | {"state": _state(schedule).partition(":")[0]}
-
-
-def _print(value: Any) -> None:
-    click.echo(json.dumps(value, default=lambda moment: _iso(moment) if isinstance(moment, datetime) else str(moment)))

@@ -69,6 +69,15 @@ SYNONYMS: Final[dict[str, frozenset[State]]] = {
 }
 
 
+def _state_words() -> str:
+    meant = {word: "/".join(state for state in State if state in states) for word, states in SYNONYMS.items()}
+    return f"{', '.join(State)}; or another queue's word: {', '.join(f'{word} (= {states})' for word, states in meant.items())}"
+
+
+#: What a filter takes, as texts of help and errors say it.
+STATE_WORDS: Final = _state_words()
+
+
 def is_legal(before: State, after: State) -> bool:
     """Whether one update may take a job from ``before`` to ``after``."""
     return before == after or after in LEGAL[before]
@@ -85,5 +94,4 @@ def states_named(word: str) -> frozenset[State]:
     try:
         return frozenset({State(word)})
     except ValueError:
-        known = ", ".join([*State, *SYNONYMS])
-        raise ValueError(f"state {word!r} is unknown; use one of {known}") from None
+        raise ValueError(f"state {word!r} is unknown; use {STATE_WORDS}") from None

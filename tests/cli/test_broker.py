@@ -197,13 +197,14 @@ def test_the_status_tells_routes_depths_and_what_cannot_be_reached(system, conso
     system.broker.publisher.close()
     Drain(system.settings, "redis", "postgres", "exports", console).run()
 
-    run_status(system.settings, console, as_json=False)
-    run_status(system.settings, console, as_json=True)
+    run_status(system.settings, as_json=False)
+    table = " ".join(capsys.readouterr().out.split())
+    run_status(system.settings, as_json=True)
 
     brokers = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)["brokers"]}
     assert (brokers["redis"]["pending"], brokers["redis"]["depth"]) == (3, 3)
     assert brokers["redis"]["oldest_seconds"] > 0
     assert [route["queue"] for route in brokers["postgres"]["routes"]] == ["exports"]
     assert brokers["rabbitmq"]["depth"] is None
-    assert "unreachable" in console.file.getvalue()
-    assert "an operator decided for postgres" in console.file.getvalue()
+    assert "unreachable" in table
+    assert "an operator decided for postgres" in table

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import dramatiq
@@ -12,10 +15,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 import migrations
+import switchyard
 from cli import main
+from cli.choosing import confirm
 from cli.commands import up
 from cli.refusals import database_refusal
 from errors import LedgerNotMigrated, LedgerUnavailable
+from ledger.control import CancelCount
 from settings import load
 
 #: Nobody listens there.
@@ -207,3 +213,83 @@ def test_a_send_that_failed_says_what_became_of_its_job():
         f"the ledger (Postgres) is not available: refused; whether job {message.message_id} is stored is unknown"
     )
     assert str(refused).endswith(f"run `switchyard migrate`; job {message.message_id} is not stored")
+
+
+#: Commands that ask the ledger, each with what it needs to be one that could be done.
+ASKING = {
+    "jobs": ["jobs"], "show": ["show", "aaaaaaaa"], "cancel": ["cancel", "aaaaaaaa"], "cancel all": ["cancel", "--all", "--yes"],
+    "pause": ["pause", "--queue", "default"], "resume": ["resume", "--queue", "default"], "paused": ["paused"],
+    "dead list": ["dead", "list"], "dead groups": ["dead", "groups"], "dead replay": ["dead", "replay", "--all", "--yes"],
+    "dead discard": ["dead", "discard", "--all", "--yes"], "dead show": ["dead", "show", "aaaaaaaa"],
+    "batches list": ["batches", "list"], "batches show": ["batches", "show", "aaaaaaaa"], "limits list": ["limits", "list"],
+    "limits set": ["limits", "set", "--queue", "default", "--concurrency", "1"], "limits reset": ["limits", "reset", "echo"],
+    "schedules list": ["schedules", "list"], "schedules show": ["schedules", "show", "x"], "schedules pause": ["schedules", "pause", "x"],
+    "broker status": ["broker", "status"], "broker drain": ["broker", "drain", "postgres", "--to", "redis"], "key": ["key", "a", "k"],
+    "workers": ["workers"], "edit": ["edit", "aaaaaaaa-0000-4000-8000-000000000001", "--priority", "1"],
+}  # fmt: skip
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process that is not configured yet, as one that somebody has just started."""
+    monkeypatch.setattr(switchyard, "_configured", None)
+    yield
+    if switchyard._configured is not None:
+        switchyard._configured[2].close()
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_a_command_without_its_database_says_so_in_a_line_with_the_way_out(alone, name: str):
+    url = "postgresql://me:hunter2@127.0.0.1:9/nothing"
+    line = refused(run(*ASKING[name], DATABASE_URL=url))
+
+    assert line == "switchyard: DATABASE_URL: nobody answers at 127.0.0.1:9 (Connection refused)"
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_a_command_on_a_database_that_is_not_migrated_says_so_in_a_line(
+    alone, name: str, empty_database_url: str, redis_url: str
+):
+    line = refused(run(*ASKING[name], DATABASE_URL=empty_database_url, REDIS_URL=redis_url))
+
+    assert line.endswith("run `switchyard migrate`")
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_a_wrong_setting_is_named_by_every_command(alone, name: str, database_url: str):
+    assert refused(run(*ASKING[name], DATABASE_URL=database_url, LEASE="soon")).startswith("switchyard: LEASE: ")
+
+
+def test_ctrl_c_has_the_exit_code_that_shells_know_it_by(alone, database_url: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(switchyard, "paused", lambda: signal.raise_signal(signal.SIGINT))
+
+    result = run("paused", DATABASE_URL=database_url)
+
+    assert (result.exit_code, result.stdout) == (130, "")
+
+
+def test_ctrl_c_at_a_question_is_ctrl_c(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("click.termui.visible_prompt_func", lambda prompt: signal.raise_signal(signal.SIGINT))
+
+    with pytest.raises(KeyboardInterrupt):
+        confirm("Cancel them?", yes=False)
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "said"), [("n\n", 1, "nothing was done"), ("", 2, "say --yes"), ("y\n", 0, "cancelled 0")]
+)
+def test_a_question_may_be_answered_by_a_pipe_and_does_nothing_without_an_answer(
+    alone, database_url: str, monkeypatch: pytest.MonkeyPatch, answer: str, code: int, said: str
+):
+    done = []
+
+    def cancel_many(**options: Any) -> CancelCount:
+        done.append(options.get("dry_run", False))
+        return CancelCount(cancelled=1 if options.get("dry_run") else 0, asked=0)
+
+    monkeypatch.setattr(switchyard, "cancel_many", cancel_many)
+
+    result = CliRunner().invoke(main, ["cancel", "--all"], input=answer, env={"DATABASE_URL": database_url})
+
+    assert (result.exit_code, said in result.output) == (code, True), result.output
+    assert done == ([True, False] if code == 0 else [True])

@@ -205,7 +205,7 @@ def test_what_waits_is_not_removed(system, run):
         (["discard", "--search", "", "--yes"], "search is empty"),
         (["groups", "--search", ""], "search is empty"),
         (["list", "--since", "yesterday"], "2h"),
-        (["list", "--since", "2026-11-28T08:00:00"], "zone"),
+        (["list", "--since", "2026-11-28T8"], "an age such as 30m"),
         (["list", "--limit", "0"], "--limit"),
     ],
 )

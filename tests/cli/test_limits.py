@@ -40,12 +40,12 @@ def test_limits_are_listed(run):
 
     lines = [" ".join(line.split()) for line in table.splitlines()]
     assert lines == [
-        "of limit declared keys used waiting next free",
+        "of limit keys used waiting next free",
         "queue exports 1 at once 0 0 0 now",
         "mail 10 at once 0 0 0 now",
         "mail 100/minute, burst 2 0 0 0 now",
     ]
-    found = [json.loads(line) for line in run("list", "--json").stdout.splitlines()]
+    found = json.loads(run("list", "--json").stdout)["limits"]
     assert [(entry["kind"], entry["name"], entry["overridden"]) for entry in found] == [
         ("queue", "exports", False),
         ("concurrency", "mail", False),

@@ -41,7 +41,7 @@ def run(*arguments, code=0):
 
 
 def test_a_schedule_is_made_looked_at_paused_run_and_removed(system):
-    assert "There are no schedules" in run("list")
+    assert "there are no schedules" in run("list")
     assert "created eu; its first job comes" in run(
         "create", "eu", "export", "30 2 * * *", "--timezone", "Europe/Berlin", "--args", '["eu"]', "--kwargs", '{"rows": 5}',
         "--catch-up", "last", "--window", "36h", "--jitter", "90", "--queue", "exports",
@@ -51,11 +51,11 @@ def test_a_schedule_is_made_looked_at_paused_run_and_removed(system):
     assert (found.catch_up, found.window, found.jitter, found.timezone) == ("last", 129_600, 90, "Europe/Berlin")
 
     line = next(line for line in run("list").splitlines() if line.startswith("eu "))
-    assert re.search(r"export +30 2 \* \* \* +Europe/Berlin +- +\d{4}-\d\d-\d\d \d\d:30:00 +active", line)
+    assert re.search(r"export +30 2 \* \* \* +Europe/Berlin +\d{4}-\d\d-\d\d \d\d:30:00 UTC +active", line)
     shown = run("show", "eu")
     assert "export('eu', rows=5) on queue exports" in shown
-    assert "last, up to 129,600 s back" in shown
-    assert "No tick has come yet." in shown
+    assert "last, up to 1.5d back" in shown
+    assert "no tick has come yet" in shown
 
     assert run("pause", "eu", "eu") == "paused eu\neu is paused already\n"
     assert "paused" in run("list")
@@ -83,7 +83,7 @@ def test_json_has_it_all(system):
 def test_what_comes_next_is_shown_in_utc_and_in_the_zone():
     shown = run("next", "--cron", "30 2 * * *", "--timezone", "Asia/Tokyo", "-n", "3")
 
-    rows = re.findall(r"│ (\w+) [\d-]+ 17:30:00 +│ (\w+) [\d-]+ 02:30:00 JST │", shown)
+    rows = re.findall(r"^\w{3} [\d-]+ 17:30:00 UTC +\w{3} [\d-]+ 02:30:00 JST$", shown, re.MULTILINE)
     assert len(rows) == 3
 
 
@@ -98,7 +98,6 @@ def test_what_comes_next_is_shown_in_utc_and_in_the_zone():
         (("create", "x", "export", "61 * * * *"), "minute 61 is out of range"),
         (("create", "x", "export", "@daily", "--timezone", "Mars"), "is no time zone"),
         (("create", "x", "export", "@daily"), "field 'region'"),
-        (("create", "x", "export", "@daily", "--args", '["eu"]', "--queue", "a b"), "'x'"),
         (("create", "", "export", "@daily"), "a name has 1 to 200 printable characters"),
         (("create", "there", "export", "@daily", "--args", '["eu"]'), "a schedule 'there' exists already"),
     ],
@@ -118,6 +117,7 @@ def test_what_cannot_be_done_is_one_line(system, arguments, says):
         (("create", "x", "export", "@daily", "--args", "eu"), "is no JSON"),
         (("create", "x", "export", "@daily", "--args", '{"a": 1}'), "is no JSON list"),
         (("create", "x", "export", "@daily", "--window", "soon"), "write seconds, or a number with s, m, h or d"),
+        (("create", "x", "export", "@daily", "--queue", "a b"), "'a b' is no name of a queue"),
         (("create", "x", "export", "@daily", "--catch-up", "some"), "is not one of"),
         (("next",), "give the NAME of a schedule, or an expression"),
         (("next", "x", "--cron", "@daily"), "give the NAME of a schedule, or an expression"),
