@@ -100,6 +100,8 @@ class Rig:
         self.baseline: dict[int, tuple[int, int, int]] = {}
         #: More variables for the workers.
         self.more: dict[str, str] = {}
+        #: Jobs of scripts that judge their own, which the table counts too.
+        self.elsewhere = 0
         self._connection: psycopg.Connection[Any] | None = None
         self._started = 0
         self._sent = 0
@@ -404,6 +406,7 @@ class Rig:
         with suppress(Timeout):
             self.until(lambda: not self.grown(), 15)
         verdict = check(self.case(), ends=ends)
+        verdict.jobs += self.elsewhere
         verdict.complain("I11", "workers have grown", self.grown())
         if complaint is not None and (not verdict.stuck or "every job ends" not in complaint):
             verdict.violations.append(f"I12: {complaint}")

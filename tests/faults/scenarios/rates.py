@@ -11,6 +11,8 @@ from tests.rig.processes import ROOT
 
 #: One limiter, and a thousand with a burst that outlasts a busy machine's pauses.
 RUNS = (("--rate", "100/second"), ("--rate", "1/10s", "--burst", "2", "--keys", "1000"))
+#: Of each run.
+JOBS = 10_000
 #: Seconds for one run, which takes about a hundred.
 LIMIT = 400
 
@@ -28,7 +30,7 @@ LIMIT = 400
 def keep_rates(rig: Rig, plan: Plan) -> None:
     """The load script, which has a witness of its own in the database, and judges by it; see ``loadtest.limits``."""
     for trial in plan:
-        words = ["--broker", rig.settings.broker, "--jobs", "10000", *RUNS[trial % len(RUNS)]]
+        words = ["--broker", rig.settings.broker, "--jobs", str(JOBS), *RUNS[trial % len(RUNS)]]
         done = subprocess.run(
             [sys.executable, "-m", "loadtest.limits", *words],
             env=rig.environment(),
@@ -38,3 +40,4 @@ def keep_rates(rig: Rig, plan: Plan) -> None:
             timeout=LIMIT,
         )
         assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout}{done.stderr}"
+        rig.elsewhere += JOBS
