@@ -206,6 +206,16 @@ RETURNING j.id, j.actor;
 -- One rescuer per dead worker, so that the verdict sees all its claims.
 SELECT pg_try_advisory_xact_lock(hashtext('switchyard.rescue'), hashtext(%(worker)s)) AS locked;
 
+-- name: in_touch
+-- For how many seconds the fleet's heartbeats have come without a pause (see `beat`); null: none came lately. No row: none ever did.
+SELECT
+    CASE
+        WHEN due_at BETWEEN clock_timestamp() - make_interval(secs => %(lease)s::float8 * 0.6) AND clock_timestamp()
+            THEN date_part('epoch', clock_timestamp()) - position / 1000.0
+    END
+FROM switchyard.duty
+WHERE name = 'in touch';
+
 -- name: settled_uptime
 -- How long this Postgres has been up, in seconds: after an outage the living workers' heartbeats come first.
 SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())::float8 AS seconds;
