@@ -12,6 +12,7 @@ from dramatiq import Actor, Message
 from errors import OptionError
 from ledger.records import Enqueued
 from runtime.options import option
+from settings import check_queue
 
 #: Dramatiq's largest integer priority that fits the column.
 MAX_PRIORITY: Final = 2**31 - 1
@@ -70,6 +71,15 @@ def id_of(message: Message[Any]) -> str:
     except (ValueError, AttributeError, TypeError):
         raise OptionError(message.actor_name, "message_id", f"{message.message_id!r:.50} is no UUID") from None
     return message.message_id
+
+
+def queue_of(actor_name: str, queue: str) -> str:
+    """The queue's name. Raises: OptionError: there can be none of that name."""
+    try:
+        check_queue(queue)
+    except (ValueError, TypeError) as error:
+        raise OptionError(actor_name, "queue_name", str(error)) from None
+    return queue
 
 
 def priority_of(message: Message[Any], actor: Actor[Any, Any] | None) -> int:
