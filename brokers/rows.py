@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import timedelta
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
@@ -57,7 +58,7 @@ def delay_seconds(message: Message[Any], delay: Any) -> float:
         seconds = delay / 1000
     else:
         raise OptionError(message.actor_name, "delay", f"{delay!r:.50} is neither milliseconds nor a timedelta")
-    if not seconds <= _MAX_DELAY:
+    if not math.isfinite(seconds) or seconds > _MAX_DELAY:
         raise OptionError(message.actor_name, "delay", f"{delay!r:.50} is more than {_MAX_DELAY / _YEAR:g} years")
     return seconds
 
