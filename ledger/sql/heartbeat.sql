@@ -6,7 +6,7 @@
 -- (position). That is two thirds of one at the least, since each beat renews leases a third of one apart.
 WITH touched AS (
     INSERT INTO switchyard.duty AS d (name, due_at, position)
-    VALUES ('in touch', clock_timestamp(), (date_part('epoch', clock_timestamp()) * 1000)::bigint)
+    VALUES ('in touch', clock_timestamp(), floor(date_part('epoch', clock_timestamp()) * 1000)::bigint)
     ON CONFLICT (name) DO UPDATE
     SET position = CASE
             WHEN d.due_at BETWEEN clock_timestamp() - make_interval(secs => %(lease)s::float8 * 0.6) AND clock_timestamp() THEN d.position
