@@ -42,6 +42,9 @@ _CARRIERS: Final = ("postgres", "redis", "rabbitmq")
 _ROUTES_FORM: Final = "write queue=broker pairs by comma, such as exports=rabbitmq,reports=redis"
 #: What Dramatiq accepts as the name of a queue.
 _QUEUE: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9._-]*")
+#: Longest name of a queue, in characters. RabbitMQ has 255 bytes for a name, of which BROKER_PREFIX and what ours say beside it take 80. A
+#: sender that meets a longer one fails with all that it publishes at once, and again each time.
+MAX_QUEUE: Final = 160
 
 _POSTGRES_FORM: Final = "write postgresql://user:password@host:port/database, with @ : / ? # % in the password as %40 and so on"
 
@@ -370,7 +373,9 @@ def _queue_limits(text: str) -> dict[str, int]:
 def check_queue(name: str) -> None:
     """Raises: ValueError: no queue can have this name."""
     if not _QUEUE.fullmatch(name):
-        raise ValueError(f"{name!r} is no name of a queue; write letters, digits, _, - and ., beginning with a letter or _")
+        raise ValueError(f"{name!r:.50} is no name of a queue; write letters, digits, _, - and ., beginning with a letter or _")
+    if len(name) > MAX_QUEUE:
+        raise ValueError(f"{name!r:.50} is too long for a queue: {len(name)} characters, where {MAX_QUEUE} are the most")
 
 
 def _check_route(queue: str, broker: str) -> None:

@@ -35,6 +35,7 @@ from brokers.rows import (
     id_of,
     max_age_of,
     priority_of,
+    queue_of,
     tags_of,
 )
 from brokers.transport import Transport
@@ -169,6 +170,7 @@ class SwitchyardBroker(Broker):
         """Declare an actor; its function gets a guard, so that a running execution can be interrupted and nothing else."""
         if isinstance(actor.priority, bool) or not isinstance(actor.priority, int) or abs(actor.priority) > MAX_PRIORITY:
             raise OptionError(actor.actor_name, "priority", NO_PRIORITY.format(actor.priority))
+        queue_of(actor.actor_name, actor.queue_name)
         actor.fn = _guarded(actor.fn)
         super().declare_actor(actor)
 
@@ -354,7 +356,7 @@ class SwitchyardBroker(Broker):
             options.pop("replayed", None)
         return NewJob(
             message_id=id_of(message),
-            queue=message.queue_name,
+            queue=queue_of(name, message.queue_name),
             actor=name,
             payload=payload,
             broker=origin.broker,

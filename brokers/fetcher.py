@@ -198,8 +198,8 @@ class TriggerFetcher(Fetcher):
             self._try_suspect()
             self._limited.look(self._connected)
             self._limited.take_turn(BLOCK)
-            # Nothing else is waited for while limited jobs may wait for a thread.
-            block = 0.0 if self._limited.waiting else BLOCK
+            # Little else is waited for while limited jobs may wait for a thread.
+            block = self._limited.patience(BLOCK)
             room = self._node.held.wait_for_room(block)
             if self._stop.is_set():
                 return
@@ -320,8 +320,8 @@ class LedgerFetcher(Fetcher):
             self._look()
         self._limited.look(self._connected)
         self._limited.take_turn(BLOCK)
-        # Nothing else is waited for while limited jobs may wait for a thread.
-        block = 0.0 if self._limited.waiting else BLOCK
+        # Little else is waited for while limited jobs may wait for a thread.
+        block = self._limited.patience(BLOCK)
         room = self._node.held.wait_for_room(block)
         if not room or self._stop.is_set():
             return

@@ -63,10 +63,12 @@ class LimitedJobs:
         self._look_at = 0.0
         self._next = True
 
-    @property
-    def waiting(self) -> bool:
-        """Whether some may wait for a thread, so that nothing else should be waited for."""
-        return bool(self._waiting)
+    def patience(self, longest: float) -> float:
+        """How long to wait for something else, ``longest`` seconds at the most: not at all while some may wait for a thread, and about
+        until the suspect in hand has ended while another one may."""
+        if self._waiting:
+            return 0.0
+        return min(longest, self._node.held.suspect_pause()) if self._suspects else longest
 
     def heard(self, queue: str, *, suspect: bool = False) -> None:
         """There is a limited job in this queue."""
@@ -112,7 +114,8 @@ class LimitedJobs:
                 if held.suspect_held or held.idle() <= 0:
                     break
                 del self._suspects[queue]
-                self._admit(queue, 1, suspects=True)
+                if self._admit(queue, 1, suspects=True):
+                    self._suspects[queue] = None
             for queue in list(self._waiting):
                 idle = held.idle()
                 if idle <= 0:

@@ -19,11 +19,10 @@ from time import monotonic
 from typing import Any
 
 import psycopg
-from psycopg.conninfo import make_conninfo
 
 from brokers.transport import ANY_QUEUE, SOCKET_TIMEOUT, Doorbell, Sender, Transport, TransportDown
 from ledger.arrays import texts
-from ledger.database import BoundedConnection
+from ledger.database import BoundedConnection, arguments
 from ledger.dead import DeadNotice
 from runtime.triggers import Outgoing
 from settings import Settings
@@ -229,13 +228,10 @@ class _Link:
 
     def _connect(self) -> BoundedConnection:
         if self._connection is None:
-            conninfo = make_conninfo(
-                self._settings.database_url.get_secret_value(),
-                connect_timeout=int(SOCKET_TIMEOUT),
-                application_name="switchyard doorbell",
-            )
+            url, deaf = self._settings.database_url.get_secret_value(), self._settings.pgbouncer
             # Nothing here is worth preparing, and PgBouncer in transaction mode could not keep it.
-            self._connection = BoundedConnection.connect(conninfo, autocommit=True, prepare_threshold=None)
+            found = arguments(url, "switchyard doorbell", pgbouncer=deaf) | {"prepare_threshold": None}
+            self._connection = BoundedConnection.connect(url, **found)
             self._connection.time_limit = SOCKET_TIMEOUT
         return self._connection
 

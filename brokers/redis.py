@@ -281,16 +281,23 @@ class _Link:
             # The cause is left out, because it quotes the URL, which may hold a password.
             raise SettingsError("REDIS_URL", "write redis://user:password@host:port/database") from None
         kind = options.pop("connection_class", Connection)
+        # What is meant for a pool of connections, which this is not.
+        for name in ("max_connections", "timeout"):
+            options.pop(name, None)
         # RESP2 needs no HELLO and is what every Redis and every release of the driver speaks alike.
         options |= {
             "protocol": 2,
+            "decode_responses": False,
             "socket_timeout": SOCKET_TIMEOUT,
             "socket_connect_timeout": SOCKET_TIMEOUT,
             # A repeated script would have run twice: what becomes of a lost reply is for the caller to say.
             "retry": Retry(NoBackoff(), 0),
             "health_check_interval": 0,
         }
-        self._connection = kind(**options)
+        try:
+            self._connection = kind(**options)
+        except TypeError:
+            raise SettingsError("REDIS_URL", "what follows the ? is no parameter of a connection to Redis") from None
         self._used = False
 
     def run(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import timedelta
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
@@ -12,6 +13,7 @@ from dramatiq import Actor, Message
 from errors import OptionError
 from ledger.records import Enqueued
 from runtime.options import option
+from settings import check_queue
 
 #: Dramatiq's largest integer priority that fits the column.
 MAX_PRIORITY: Final = 2**31 - 1
@@ -56,7 +58,7 @@ def delay_seconds(message: Message[Any], delay: Any) -> float:
         seconds = delay / 1000
     else:
         raise OptionError(message.actor_name, "delay", f"{delay!r:.50} is neither milliseconds nor a timedelta")
-    if not seconds <= _MAX_DELAY:
+    if not math.isfinite(seconds) or seconds > _MAX_DELAY:
         raise OptionError(message.actor_name, "delay", f"{delay!r:.50} is more than {_MAX_DELAY / _YEAR:g} years")
     return seconds
 
@@ -70,6 +72,15 @@ def id_of(message: Message[Any]) -> str:
     except (ValueError, AttributeError, TypeError):
         raise OptionError(message.actor_name, "message_id", f"{message.message_id!r:.50} is no UUID") from None
     return message.message_id
+
+
+def queue_of(actor_name: str, queue: str) -> str:
+    """The queue's name. Raises: OptionError: there can be none of that name."""
+    try:
+        check_queue(queue)
+    except (ValueError, TypeError) as error:
+        raise OptionError(actor_name, "queue_name", str(error)) from None
+    return queue
 
 
 def priority_of(message: Message[Any], actor: Actor[Any, Any] | None) -> int:

@@ -148,6 +148,7 @@ class Keeper:
             own=keeping.settings.broker,
             carriers=self._broker.carriers,
             grace=keeping.settings.lease,
+            routes=self._broker.routes.brokers,
         )
         if rung:
             self._alarm.hush(in_vain=not relayed)

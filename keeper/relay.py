@@ -8,7 +8,7 @@ paused. While a broker is known to be down its rows stay untouched.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, Final
 
@@ -24,19 +24,30 @@ from runtime.triggers import Outgoing
 ROUND: Final = 10 * CHUNK
 
 
-def relay(connection: Connection[Any], publisher: Publisher, *, own: str, carriers: Mapping[str, bool], grace: float) -> int:
+def relay(
+    connection: Connection[Any],
+    publisher: Publisher,
+    *,
+    own: str,
+    carriers: Mapping[str, bool],
+    grace: float,
+    routes: Collection[str] | None = None,
+) -> int:
     """Publish what is due, each row at the route of its queue. Returns how many rows; ``ROUND`` means that there may be more.
 
     Parameters:
         own: the broker of this process's settings, for queues that have no route yet.
         carriers: the brokers that this process can publish to, each with whether it carries triggers.
         grace: seconds after which a trigger that was not claimed is looked for.
+        routes: the brokers that are some queue's route, as far as this process knows; None: any may be.
     """
     carrying = [name for name, carries in carriers.items() if carries]
     relayed = 0
     while relayed < ROUND:
         reachable = [name for name in carriers if not publisher.is_open(name)]
-        if not reachable:
+        if not reachable or (routes is not None and not any(name in routes for name in reachable)):
+            # Everything that is due is for a broker that is down: looking at each row for one that is not takes a second per million, and
+            # each keeper would, every second. A route that changed a moment ago is known at the next sweep.
             break
         due = write.relay_due(connection, own=own, carrying=carrying, reachable=reachable, grace=grace)
         offer(publisher, due)

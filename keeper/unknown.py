@@ -27,7 +27,7 @@ def sweep(connection: BoundedConnection, keeping: Keeping) -> None:
     if keeping.seen.waiting:
         mark(connection, keeping.node.counters)
     settings = keeping.settings
-    if keeping.seen.unknown and settled(connection, settings.lease, keeping.connected_again_at):
+    if keeping.seen.unknown and settled(connection, settings.lease, keeping.connected_again_at, keeping.memory):
         settle(connection, settings.unknown_actor_after)
 
 

@@ -133,8 +133,15 @@ def _mark(connection: Conn, news: Sequence[News]) -> tuple[list[str], bool]:
         connection.execute(SQL["enqueue_controlled"], {"rows": json.dumps(callbacks), "keys": "[]"}).fetchall()
     following = [id_ for id_, _, followed, *_, succeeded in marked if followed and succeeded]
     if following:
-        feed(connection, [(id_, _results(connection, id_)) for id_ in following])
+        feed(connection, [(id_, _fitting_results(connection, id_)) for id_ in following])
     return [parent for _, parent, *_ in marked if parent is not None], bool(callbacks or following)
+
+
+def _fitting_results(connection: Conn, id_: str) -> str:
+    """The results of a batch; where they take more than any step may get, a text that is as much too long: asked for first, since all the
+    results of a large batch need not fit into the memory of a worker, and the next one would try again."""
+    (size,) = connection.execute(SQL["size_of_results"], {"id": id_}).fetchall()[0]
+    return _results(connection, id_) if size <= MAX_FED_BYTES else f'"{"." * MAX_FED_BYTES}"'
 
 
 def _results(connection: Conn, id_: str) -> str:

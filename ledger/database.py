@@ -21,6 +21,7 @@ from psycopg.abc import Params, PQGen
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from errors import LedgerNotMigrated, LedgerUnavailable
+from ledger import cancelling
 from ledger.forks import ForkSafeLock
 from ledger.version import LEDGER_REVISION, SCHEMA
 
@@ -32,12 +33,28 @@ _UNDEFINED: Final = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchema
 # What the pool cannot do reaches the caller as LedgerUnavailable, with the reason; its own running commentary would say it tenfold.
 logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
 
+#: What a standby says to whoever wants to write.
+_STANDBY: Final = "25006"
 #: How long one connection attempt may take, in whole seconds (libpq knows no fractions).
 CONNECT_TIMEOUT: Final = 5
 #: How long a caller waits while connections are refused, in seconds: a restart is ridden out, a wrong address is told at once.
 REFUSAL_PATIENCE: Final = 1.0
 #: How long the dedicated threads wait for one statement, in seconds: longer than any of ours takes, short enough to notice an outage.
 STATEMENT_TIMEOUT: Final = 20.0
+#: The same for the server, in seconds, should the client not be there any more to give up; what an administrator set for everybody may be
+#: far less, and would end a keeper's statement at every turn.
+SERVER_TIMEOUT: Final = STATEMENT_TIMEOUT + 5.0
+#: How long a transaction of a dedicated thread may be silent, in seconds: longer than a broker takes for an answer. A process that is
+#: stopped in the middle of one, or whose machine is gone, would keep its rows locked, and everybody passes locked rows by.
+IDLE_LIMIT: Final = 30.0
+#: By when the server knows that a client's machine is gone: in 25 s. Left to the system, in 2 hours.
+_SERVER_OPTIONS: Final = (
+    "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 -c tcp_user_timeout=25000"
+)
+_LIMITS: Final = (
+    "SELECT set_config('lock_timeout', '0', false), set_config('statement_timeout', %s, false),"
+    " set_config('idle_in_transaction_session_timeout', %s, false)"
+)
 #: How long a dedicated connection keeps a plan, in seconds. One made while the table was empty is a disaster for a full one, and
 #: without this it would stay until the next ANALYZE (measured: 820 ms instead of 9 for a claim of 100 among 50,000).
 REPLAN_EVERY: Final = 5.0
@@ -76,6 +93,7 @@ class BoundedConnection(Connection[tuple[Any, ...]]):
         except psycopg.OperationalError:
             if timeout is None and self.time_limit is not None and monotonic() - started >= self.time_limit:
                 # The statement may still be running over there: this session can never be used again.
+                cancelling.cancel(self.pgconn)
                 self.pgconn.finish()
             raise
 
@@ -85,12 +103,43 @@ def is_outage(error: BaseException, connection: Connection[Any] | None = None) -
     if isinstance(error, PoolTimeout | PoolClosed | psycopg.InterfaceError):
         return True
     if isinstance(error, psycopg.Error) and error.sqlstate:
-        # 08 connection, 53 out of memory, disk or connections, 57 shutdown or cancelled from outside, 25006 a standby: none of them
-        # is a row's fault, and each passes.
+        # 08 connection, 53 out of memory, disk or connections, 57 shutdown or cancelled from outside, 25006 a standby, 55P03 a lock that
+        # was not had within an administrator's lock_timeout: none of them is a row's fault, and each passes.
         state = error.sqlstate
-        return state.startswith(("08", "53", "57")) or state == "25006" or (connection is not None and connection.broken)
+        return (
+            state.startswith(("08", "53", "57")) or state in (_STANDBY, "55P03") or (connection is not None and connection.broken)
+        )
     # Without a state: the socket broke, or was silent for too long.
     return isinstance(error, psycopg.OperationalError)
+
+
+def arguments(url: str, name: str, *, pgbouncer: bool = False) -> dict[str, Any]:
+    """What to connect with, beside the URL.
+
+    Parameters:
+        name: what the connection is for, shown in ``pg_stat_activity``.
+    """
+    found: dict[str, Any] = {}
+    if not pgbouncer:
+        # Guarded statements that waited for a row have to look at it again: above READ COMMITTED, which a role or a database may have
+        # as its default, they fail instead. PgBouncer takes no options; there the default has to be right.
+        given = psycopg.conninfo.conninfo_to_dict(url).get("options") or ""
+        # Compiling costs a second, and a statement over a thousand ids, which the planner cannot count, looks costly enough for it
+        # (cancelling 10,000 jobs took 9 s, of which 8 went into that).
+        found["options"] = f"{given} -c default_transaction_isolation=read\\ committed -c jit=off {_SERVER_OPTIONS}".strip()
+    return found | {
+        "autocommit": True,
+        "application_name": name,
+        "connect_timeout": CONNECT_TIMEOUT,
+        "prepare_threshold": None if pgbouncer else 0,
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+    }
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(round(seconds * 1_000))
 
 
 def _first_line(error: BaseException) -> str:
@@ -140,6 +189,9 @@ class Database:
             yield connection
         except psycopg.Error as error:
             if is_outage(error, connection):
+                if error.sqlstate == _STANDBY:
+                    # The address may lead to the primary by now; what was opened before never will.
+                    pool.drain()
                 raise LedgerUnavailable(_first_line(error)) from error
             if isinstance(error, _UNDEFINED) and f"{SCHEMA}." in str(error):
                 raise LedgerNotMigrated(None, LEDGER_REVISION) from error
@@ -179,7 +231,9 @@ class Database:
             LedgerUnavailable: Postgres cannot be reached.
         """
         try:
-            connection = BoundedConnection.connect(self.url, **self._arguments(f"switchyard {name}"))
+            connection = BoundedConnection.connect(
+                self.url, **arguments(self.url, f"switchyard {name}", pgbouncer=self.pgbouncer)
+            )
             connection.time_limit = STATEMENT_TIMEOUT
             if not self.pgbouncer:
                 # The hot statements touch few rows of a table whose statistics lag behind its churn: always the index, in its
@@ -188,6 +242,7 @@ class Database:
                     "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off",
                     prepare=False,
                 )
+                connection.execute(_LIMITS, [_milliseconds(SERVER_TIMEOUT), _milliseconds(IDLE_LIMIT)], prepare=False)
                 if batches:
                     connection.execute("SET enable_nestloop = off; SET enable_mergejoin = off", prepare=False)
                 connection.replan = True
@@ -235,25 +290,6 @@ class Database:
 
         return Pooled
 
-    def _arguments(self, name: str) -> dict[str, Any]:
-        arguments: dict[str, Any] = {}
-        if not self.pgbouncer:
-            # Guarded statements that waited for a row have to look at it again: above READ COMMITTED, which a role or a database may have
-            # as its default, they fail instead. PgBouncer takes no options; there the default has to be right.
-            given = psycopg.conninfo.conninfo_to_dict(self.url).get("options") or ""
-            # Compiling costs a second, and a statement over a thousand ids, which the planner cannot count, looks costly enough for it
-            # (cancelling 10,000 jobs took 9 s, of which 8 went into that).
-            arguments["options"] = f"{given} -c default_transaction_isolation=read\\ committed -c jit=off".strip()
-        return arguments | {
-            "autocommit": True,
-            "application_name": name,
-            "connect_timeout": CONNECT_TIMEOUT,
-            "prepare_threshold": None if self.pgbouncer else 0,
-            "keepalives_idle": 10,
-            "keepalives_interval": 5,
-            "keepalives_count": 3,
-        }
-
     def _current_pool(self) -> ConnectionPool[BoundedConnection]:
         pool = self._pool
         if pool is not None and self._pid == os.getpid():
@@ -266,7 +302,7 @@ class Database:
                 self._pool = ConnectionPool(
                     self.url,
                     connection_class=self._pooled_class(),
-                    kwargs=self._arguments("switchyard"),
+                    kwargs=arguments(self.url, "switchyard", pgbouncer=self.pgbouncer),
                     min_size=1,
                     max_size=self.pool_size,
                     timeout=self.timeout,

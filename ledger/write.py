@@ -34,6 +34,9 @@ Conn = Connection[Any]
 
 #: How long a published trigger may take to be claimed before it is looked for, in seconds, where nobody says LEASE.
 PUBLISH_GRACE: Final = 30.0
+#: Longest pause before a job runs again, in seconds: a hundred years. Far beyond it Postgres has no dates left, and the end of the
+#: execution could not be written.
+MAX_DELAY: Final = 100 * 365 * 86_400.0
 #: Rows per statement of the keepers.
 CHUNK: Final = 1_000
 #: Rows per statement of a bulk insert: few enough that the server soon has something to do, enough that a statement's own cost is nothing.
@@ -326,7 +329,7 @@ def _finish_otherwise(connection: Conn, entries: list[Finish]) -> tuple[dict[int
             "tokens": [entry.token for entry in entries],
             "states": [entry.state.value for entry in entries],
             "outcomes": [entry.outcome for entry in entries],
-            "delays": [entry.delay for entry in entries],
+            "delays": [min(entry.delay, MAX_DELAY) for entry in entries],
             "started_ages": [now - entry.started for entry in entries],
             "finished_ages": [now - entry.finished for entry in entries],
             "error_types": [entry.error_type for entry in entries],

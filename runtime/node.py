@@ -19,6 +19,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from math import inf
 from time import monotonic
 from typing import Final
@@ -223,8 +224,10 @@ class WorkerNode:
             return
         if stuck:
             logger.warning("released jobs that did not end, leaving", jobs=len(stuck))
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            # Whoever read it may be gone, and that must not keep this process.
+            with suppress(OSError, ValueError):
+                stream.flush()
         os._exit(0 if self.recycling is None else process.RECYCLED)
 
     def _break_off(self, reason: str) -> None:

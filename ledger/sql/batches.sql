@@ -211,6 +211,18 @@ FROM switchyard.job
 WHERE batch_id = %(id)s AND NOT coalesce((options ->> 'followed')::boolean, false)
 ORDER BY id;
 
+-- name: size_of_results
+-- How many bytes the results of a batch take, with those of the batches within it that are part of its own; commas included.
+WITH RECURSIVE tree (id) AS (
+    SELECT %(id)s::uuid
+    UNION ALL
+    SELECT b.id FROM tree AS t JOIN switchyard.batch AS b ON b.parent_id = t.id WHERE NOT b.followed
+)
+SELECT coalesce(sum(octet_length(coalesce(j.result::text, 'null')) + 1), 0)
+FROM tree AS t
+JOIN switchyard.job AS j ON j.batch_id = t.id
+WHERE NOT coalesce((j.options ->> 'followed')::boolean, false);
+
 -- name: nested_batches
 -- The batches within a batch whose results are part of its own, each with the number of the jobs before it.
 SELECT id::text, place FROM switchyard.batch WHERE parent_id = %(id)s AND NOT followed ORDER BY place, number;

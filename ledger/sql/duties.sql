@@ -130,11 +130,11 @@ SELECT %(every)s - mod(extract(epoch FROM clock_timestamp())::numeric, %(every)s
 
 -- name: forget_samples
 -- What charts do not show any more.
-DELETE FROM switchyard.sample WHERE at < clock_timestamp() - make_interval(secs => %(keep)s);
+DELETE FROM switchyard.sample WHERE at < (SELECT clock_timestamp() - make_interval(secs => %(keep)s));
 
 -- name: forget_activity
 -- What charts do not show any more.
-DELETE FROM switchyard.activity WHERE at < clock_timestamp() - make_interval(secs => %(keep)s);
+DELETE FROM switchyard.activity WHERE at < (SELECT clock_timestamp() - make_interval(secs => %(keep)s));
 
 -- name: record_activity
 -- What one process ended since it last said so, added to what others say of the same minute; in the order of the key, so that two of

@@ -1,7 +1,20 @@
 -- What a living worker says every third of a lease. Why the ids stand there twice and the state in a CASE: see finish.sql.
 
 -- name: beat
--- The process is alive.
+-- The process is alive. And so is the fleet: the row "in touch" of the table duty says when somebody beat last (due_at; not more often than
+-- somebody needs it), and since when, in milliseconds since 1970, no pause between two beats was as long as it takes a lease to end unseen
+-- (position). That is two thirds of one at the least, since each beat renews leases a third of one apart.
+WITH touched AS (
+    INSERT INTO switchyard.duty AS d (name, due_at, position)
+    VALUES ('in touch', clock_timestamp(), floor(date_part('epoch', clock_timestamp()) * 1000)::bigint)
+    ON CONFLICT (name) DO UPDATE
+    SET position = CASE
+            WHEN d.due_at BETWEEN clock_timestamp() - make_interval(secs => %(lease)s::float8 * 0.6) AND clock_timestamp() THEN d.position
+            ELSE excluded.position
+        END,
+        due_at = clock_timestamp()
+    WHERE d.due_at NOT BETWEEN clock_timestamp() - make_interval(secs => %(lease)s::float8 / 12) AND clock_timestamp()
+)
 INSERT INTO switchyard.worker (id, host, pid, broker, queues, threads, running, counters, lease_seconds, actors, routes, consumes)
 VALUES (
     %(id)s, %(host)s, %(pid)s, %(broker)s, %(queues)s, %(threads)s, %(running)s, %(counters)s, %(lease)s, %(actors)s, %(routes)s, %(consumes)s

@@ -1,5 +1,8 @@
 -- What must not be forgotten. SKIP LOCKED everywhere, so any number of keepers may run and none has to lead.
 --
+-- What is compared with an index stands as (SELECT clock_timestamp()): the bare function may answer otherwise for each row, so Postgres asks
+-- it for each row, and walks over everything that is not due yet.
+--
 -- A row with a next_publish_at is of one of two kinds, and the index job_due begins with that:
 --   0  due: published when the time has come, unasked. Scheduled and retrying rows; pending ones whose trigger is known not to be in
 --      the broker (publish_count 0 or below: released, rescued, replayed, refused by the broker, put off, found lost); suspects and jobs
@@ -17,7 +20,7 @@ WITH due AS MATERIALIZED (
     SELECT id
     FROM switchyard.job AS j
     WHERE (state = 'pending' AND publish_count > 0 AND NOT suspect AND wait_reason IS NULL)::int = 0
-        AND next_publish_at <= coalesce(%(now)s, clock_timestamp()) AND state IN ('scheduled', 'retrying', 'pending')
+        AND next_publish_at <= (SELECT coalesce(%(now)s, clock_timestamp())) AND state IN ('scheduled', 'retrying', 'pending')
         AND coalesce(
             (SELECT r.broker FROM switchyard.route AS r WHERE r.queue = j.queue),
             (SELECT r.broker FROM switchyard.route AS r WHERE r.queue = '*'),
@@ -79,9 +82,10 @@ WHERE id = ANY(%(ids)s::bigint[]) AND state = 'pending' AND next_publish_at IS N
 -- name: look
 -- What a sweep has to do: a probe of an index each, in one statement, so that a system at rest costs no more than that.
 SELECT
-    EXISTS (SELECT 1 FROM switchyard.job WHERE state = 'running' AND lease_until < clock_timestamp()) AS lost,
+    EXISTS (SELECT 1 FROM switchyard.job WHERE state = 'running' AND lease_until < (SELECT clock_timestamp())) AS lost,
     EXISTS (
-        SELECT 1 FROM switchyard.job WHERE expires_at < clock_timestamp() AND state IN ('scheduled', 'pending', 'retrying')
+        SELECT 1 FROM switchyard.job
+        WHERE expires_at < (SELECT clock_timestamp()) AND state IN ('scheduled', 'pending', 'retrying')
     ) AS expired,
     EXISTS (SELECT 1 FROM switchyard.job WHERE wait_reason = 'unknown_actor') AS unknown,
     EXISTS (
@@ -103,7 +107,7 @@ SELECT
     coalesce(bool_or(w.beat_at > coalesce(%(now)s, clock_timestamp()) - make_interval(secs => w.lease_seconds)), false) AS alive
 FROM switchyard.job AS j
 LEFT JOIN switchyard.worker AS w ON w.id = j.worker
-WHERE j.state = 'running' AND j.lease_until < coalesce(%(now)s, clock_timestamp())
+WHERE j.state = 'running' AND j.lease_until < (SELECT coalesce(%(now)s, clock_timestamp()))
 GROUP BY j.worker;
 
 -- name: rescue_worker
@@ -194,7 +198,7 @@ SET state = 'dead', dead_reason = 'expired', finished_at = clock_timestamp(), ne
 FROM (
     SELECT id
     FROM switchyard.job
-    WHERE expires_at < coalesce(%(now)s, clock_timestamp()) AND state IN ('scheduled', 'pending', 'retrying')
+    WHERE expires_at < (SELECT coalesce(%(now)s, clock_timestamp())) AND state IN ('scheduled', 'pending', 'retrying')
     ORDER BY expires_at
     LIMIT %(limit)s
     FOR UPDATE SKIP LOCKED
@@ -205,6 +209,16 @@ RETURNING j.id, j.actor;
 -- name: rescue_lock
 -- One rescuer per dead worker, so that the verdict sees all its claims.
 SELECT pg_try_advisory_xact_lock(hashtext('switchyard.rescue'), hashtext(%(worker)s)) AS locked;
+
+-- name: in_touch
+-- For how many seconds the fleet's heartbeats have come without a pause (see `beat`); null: none came lately. No row: none ever did.
+SELECT
+    CASE
+        WHEN due_at BETWEEN clock_timestamp() - make_interval(secs => %(lease)s::float8 * 0.6) AND clock_timestamp()
+            THEN date_part('epoch', clock_timestamp()) - position / 1000.0
+    END
+FROM switchyard.duty
+WHERE name = 'in touch';
 
 -- name: settled_uptime
 -- How long this Postgres has been up, in seconds: after an outage the living workers' heartbeats come first.

@@ -88,7 +88,7 @@ DELETE FROM switchyard.idempotency
 WHERE (kind, scope, key) IN (
     SELECT kind, scope, key
     FROM switchyard.idempotency
-    WHERE expires_at <= coalesce(%(now)s, clock_timestamp())
+    WHERE expires_at <= (SELECT coalesce(%(now)s, clock_timestamp()))
     ORDER BY expires_at
     LIMIT %(limit)s
     FOR UPDATE SKIP LOCKED

@@ -58,7 +58,7 @@ DELETE FROM switchyard.tick AS t
 WHERE (t.tick_at, t.schedule) IN (
     SELECT tick_at, schedule
     FROM switchyard.tick
-    WHERE tick_at < coalesce(%(now)s, clock_timestamp()) - make_interval(secs => %(keep)s)
+    WHERE tick_at < (SELECT coalesce(%(now)s, clock_timestamp()) - make_interval(secs => %(keep)s))
     ORDER BY tick_at
     LIMIT %(limit)s
     FOR UPDATE SKIP LOCKED

@@ -126,6 +126,16 @@ def test_an_id_that_is_no_uuid_is_refused(system):
         system.broker.enqueue(message.copy(message_id="job-1"))
 
 
+@pytest.mark.parametrize("delay", [-math.inf, math.inf, math.nan])
+def test_a_delay_that_is_no_number_is_refused(system, delay):
+    before = system.count()
+
+    with pytest.raises(OptionError, match="delay"):
+        system.jobs.add.send_with_options(args=(1, 2), delay=delay)
+
+    assert system.count() == before
+
+
 def test_a_delay_no_calendar_has_is_refused(system):
     before = system.count()
 

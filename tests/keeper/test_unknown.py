@@ -128,7 +128,8 @@ def test_nothing_is_buried_within_a_lease_of_this_keepers_own_return(ledger, nod
     assert reasons(ledger, ids) == ["unknown_actor"] * 2
 
     keeping.connected_again_at = None
-    node.settings = node.settings.model_copy(update={"lease": 0.001})
+    node.settings = node.settings.model_copy(update={"lease": 1.0})
+    ledger.execute("UPDATE switchyard.duty SET due_at = clock_timestamp(), position = position - 60000 WHERE name = 'in touch'")
     unknown.sweep(ledger, keeping)
     assert [fetch(ledger, id_, "state") for id_ in ids] == ["dead", "dead"]
 

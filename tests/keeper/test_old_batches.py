@@ -1,0 +1,47 @@
+"""Batches that ended long ago are removed by one keeper at a time, as many as there are and not so many a minute."""
+
+from __future__ import annotations
+
+import pytest
+
+from keeper import batches
+from keeper.duty import Keeping
+from tests.keeper.conftest import Broker, Node
+from tests.ledger.test_batches import add_batch
+
+
+@pytest.fixture
+def keeping(database, settings, ledger):
+    keeping = Keeping(Node(settings, database), Broker())
+    # The very first turn only makes the duty's row.
+    assert batches.forget(ledger, keeping) is None
+    return keeping
+
+
+def left(ledger):
+    return ledger.execute("SELECT count(*) FROM switchyard.batch").fetchone()[0]
+
+
+def test_all_that_are_old_are_removed_one_turn_after_the_other(ledger, keeping, monkeypatch):
+    monkeypatch.setattr(batches, "LIMIT", 10)
+    for _ in range(25):
+        add_batch(ledger)
+    ledger.execute("UPDATE switchyard.batch SET completed_at = clock_timestamp() - interval '1 year'")
+    young = add_batch(ledger)
+
+    assert [batches.forget(ledger, keeping) for _ in range(3)] == [batches.SOON, batches.SOON, None]
+
+    assert ledger.execute("SELECT id::text FROM switchyard.batch").fetchall() == [(young,)]
+
+
+def test_what_one_keeper_has_looked_at_no_other_looks_at_within_a_minute(ledger, keeping):
+    assert batches.forget(ledger, keeping) is None
+    add_batch(ledger)
+    ledger.execute("UPDATE switchyard.batch SET completed_at = clock_timestamp() - interval '1 year'")
+
+    assert batches.forget(ledger, keeping) is None
+    assert left(ledger) == 1
+
+    ledger.execute("UPDATE switchyard.duty SET due_at = due_at - interval '1 minute' WHERE name = %s", [batches.OLD])
+    assert batches.forget(ledger, keeping) is None
+    assert left(ledger) == 0
