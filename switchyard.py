@@ -304,7 +304,8 @@ def enqueue_many(messages: Iterable[Message[Any]], *, delay: int | timedelta | N
         delay: milliseconds, or a ``timedelta``, until they may run.
 
     Raises:
-        PayloadError, OptionError, JobExists, LedgerUnavailable: as ``send()``; then nothing was stored.
+        PayloadError, OptionError, JobExists, LedgerUnavailable: as ``send()``; then nothing was stored. ``OptionError`` also for an option
+            that nobody knows (docs/reference/message-options.md).
     """
     broker = _current()[2]
     if isinstance(broker, SwitchyardBroker):
