@@ -6,6 +6,7 @@ listing                           ``jobs`` and ``show``
 cancelling, pausing, editing      what steers jobs: a command or three each, added below
 batches                           ``batches``
 limits                            ``limits``: look at them, set and reset them
+loading                           modules with actors, for what has to know them
 choosing, reporting, terminal     options that choose jobs; errors of ours as one line; texts of others, made harmless
 keys, secrets                     ``key``; ``secrets new-key`` and ``secrets rotate``
 schedules                         ``schedules``

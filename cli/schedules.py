@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
-import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -17,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import switchyard
+from cli.loading import load_actors
 from cli.reporting import reported
 from cli.tables import listing, print_listing
 from errors import CronError, ScheduleError, ScheduleNotFound
@@ -162,14 +161,10 @@ def create(name: str, actor: str, cron: str, as_json: bool, **fields: Any) -> No
 def run(name: str, modules: tuple[str, ...]) -> None:
     """Send the job of a schedule now, beside its ticks, and print its id. One that is paused runs as well."""
     _found(name)
-    sys.path.insert(0, ".")
-    for module in modules or ("actors",):
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            raise ScheduleError(
-                name, f"the module {module} cannot be imported ({error}); say where actors are with --actors"
-            ) from None
+    try:
+        load_actors(modules or ("actors",))
+    except ModuleNotFoundError as error:
+        raise ScheduleError(name, str(error)) from None
     click.echo(switchyard.run_schedule(name).message_id)
 
 
