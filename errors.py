@@ -5,6 +5,7 @@
     ├── JobNotFound                 no job has this id
     ├── JobExists       (*)         another job has this id already
     ├── IdempotencyConflict (*)     this key belongs to another payload
+    ├── KeyInUse                    an edit would give a job the key of another active one
     ├── PayloadError    (*)         the arguments cannot be stored or do not fit the actor
     ├── OptionError     (*)         an option of an actor or a message has a value that cannot work
     ├── LedgerUnavailable (*)       Postgres did not answer; carries the message to send again
@@ -84,6 +85,20 @@ class IdempotencyConflict(SwitchyardError, MiddlewareError):
         self.existing_id = existing_id
         self.fingerprint = fingerprint
         self.existing_fingerprint = existing_fingerprint
+
+
+class KeyInUse(SwitchyardError):
+    """With its new arguments a job would be the same as another one (``unique_key``), which ``holder`` names; nothing was changed."""
+
+    def __init__(self, job_id: str, actor: str, key: str, holder: str) -> None:
+        super().__init__(
+            f"job {job_id} cannot have these arguments: actor {actor!r} makes the key {key!r} of them, which job {holder} has; "
+            "nothing was changed, edit or cancel that one"
+        )
+        self.job_id = job_id
+        self.actor = actor
+        self.key = key
+        self.holder = holder
 
 
 class BatchNotFound(SwitchyardError):

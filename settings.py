@@ -164,6 +164,11 @@ class Settings(BaseSettings):
     max_payload_bytes: int = Field(
         default=65_536, ge=1_024, le=16_777_216, description="largest arguments of one job, in bytes of JSON"
     )
+    message_options: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="options that messages may have besides those that middleware declares, by comma; others are refused when they are "
+        "sent",
+    )
     max_result_bytes: int = Field(
         default=262_144, ge=1_024, le=16_777_216, description="largest result of one job, in bytes of JSON"
     )
@@ -251,7 +256,15 @@ class Settings(BaseSettings):
                 raise ValueError(f"{queue}={limit}: write how many may run at once, at least 1; to stop a queue, pause it")
         return value
 
-    @field_validator("outbound_allow", mode="before")
+    @field_validator("message_options")
+    @classmethod
+    def _option_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not name.isidentifier():
+                raise ValueError(f"{name!r} is no name of an option; write names by comma, such as tenant,trace_id")
+        return value
+
+    @field_validator("outbound_allow", "message_options", mode="before")
     @classmethod
     def _split_pairs(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value

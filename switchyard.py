@@ -14,7 +14,6 @@ into the ledger; reads and commands need no worker and no broker.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -71,6 +70,7 @@ from errors import (
     IdempotencyConflict,
     JobExists,
     JobNotFound,
+    KeyInUse,
     LeaseLost,
     LedgerNotMigrated,
     LedgerUnavailable,
@@ -102,6 +102,7 @@ from middleware.job_context import job_context
 from middleware.log_context import configure_structlog
 from middleware.retries import failed, snoozed
 from runtime import enlist as enlisting
+from runtime import process
 from settings import Settings
 
 __all__ = [
@@ -124,6 +125,7 @@ __all__ = [
     "JobExists",
     "JobNotFound",
     "KeyBinding",
+    "KeyInUse",
     "LeaseLost",
     "LedgerNotMigrated",
     "LedgerUnavailable",
@@ -213,16 +215,16 @@ def configure(**overrides: Any) -> Broker:
         overrides: settings by their lower-case names, which win over the environment and ``.env``.
 
     Raises:
-        SettingsError: a setting is wrong, or it was configured before with others.
+        SettingsError: a setting is wrong, or it was configured before with others. Where a command (``dramatiq``, ``periodiq``) is loading
+            the application, the process ends instead, with the line and exit code 3.
     """
     try:
         return _configure(overrides)
     except SettingsError as error:
-        if "dramatiq.cli" not in sys.modules:
-            raise
-        # A worker process is booting: what its operator needs is the line, not the way to it.
-        sys.stderr.write(f"switchyard: {error}\n")
-        raise SystemExit(3) from None
+        if process.is_booting():
+            # What the operator of a command needs is the line, not the way to it.
+            process.refuse(str(error))
+        raise
 
 
 def _configure(overrides: dict[str, Any]) -> Broker:
@@ -304,7 +306,8 @@ def enqueue_many(messages: Iterable[Message[Any]], *, delay: int | timedelta | N
         delay: milliseconds, or a ``timedelta``, until they may run.
 
     Raises:
-        PayloadError, OptionError, JobExists, LedgerUnavailable: as ``send()``; then nothing was stored.
+        PayloadError, OptionError, JobExists, LedgerUnavailable: as ``send()``; then nothing was stored. ``OptionError`` also for an option
+            that nobody knows (docs/reference/message-options.md).
     """
     broker = _current()[2]
     if isinstance(broker, SwitchyardBroker):

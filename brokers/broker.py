@@ -57,6 +57,7 @@ from runtime.encoding import encode_options, encode_payload
 from runtime.enlist import current_enlistment
 from runtime.interrupt import Guard
 from runtime.limits import DeclaredLimits
+from runtime.message_options import MessageOptions
 from runtime.node import WorkerNode
 from runtime.options import control, max_attempts, max_lost
 from runtime.publisher import Publisher
@@ -113,6 +114,8 @@ class SwitchyardBroker(Broker):
         )
         self._worker_side = WorkerSide(self)
         super().__init__(middleware=[self._worker_side, *middleware])
+        #: Which options its messages may have.
+        self.message_options = MessageOptions(self, settings.message_options)
         self.queues: dict[str, None] = {}
         self.limits = DeclaredLimits(settings, self.actors)
 
@@ -186,23 +189,27 @@ class SwitchyardBroker(Broker):
         Returns: the message, its secrets sealed; if one of its keys led to another job, that job's, with ``options["replayed"]``.
 
         Raises:
-            PayloadError, OptionError: it cannot be stored; nothing was.
+            PayloadError, OptionError: it cannot be stored, or has an option that nobody knows; nothing was.
             JobExists: another job has its message id.
             IdempotencyConflict: its key stands for another payload.
             LedgerUnavailable: Postgres did not answer within SEND_TIMEOUT; carries the message.
             EnlistRefused: inside ``enlist``, and the connection cannot carry it.
         """
+        claim = current_claim.get()
+        own = claim is not None and claim.job.message_id == message.message_id
+        if not own:
+            self.message_options.check(message)
         if FOLDED in message.options and (folded := folded_into(self, message)) is not None:
             return folded
         seconds = delay_seconds(message, delay)
-        claim = current_claim.get()
-        if claim is not None and claim.job.message_id == message.message_id:
+        if claim is not None and own:
             if claim.completion is Completion.COMMITTED:
                 raise JobExists(message.message_id, "it is completed")
             # A running job that enqueues itself wants to run again later: Dramatiq's own idiom for a snooze.
             claim.ending = self._snooze(claim, seconds)
             return message
         self.emit_before("enqueue", message, None if delay is None else int(seconds * 1000))
+        self.message_options.learn(message)
         self._know_routes((message,), message)
         job, message = self.new_job(message, seconds), self.shown(message)
         written = self._enlisted([job])
@@ -233,7 +240,10 @@ class SwitchyardBroker(Broker):
             for message in sent
         ]
         for message in sent:
+            self.message_options.check(message)
+        for message in sent:
             self.emit_before("enqueue", message, None)
+            self.message_options.learn(message)
         self._know_routes(sent)
         written = self._enlisted(list(self._rows(sent, delays, whole)), whole) if current_enlistment() is not None else None
         if written is None:

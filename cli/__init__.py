@@ -10,6 +10,7 @@ status, health                    ``status`` and ``workers``: is the system heal
 choosing, ids, knowing            options that choose jobs; ids by their beginnings; names that nobody knows
 reporting, refusals               errors of ours as one line and an exit code; why a database cannot be used
 tables, terminal, moments, plain  lists and details; widths, and texts of others made harmless; times; ``--json``
+loading                           modules with actors, for what has to know them
 keys, secrets                     ``key``; ``secrets new-key`` and ``secrets rotate``
 schedules                         ``schedules``
 dead                              ``dead``: dead letters

@@ -11,6 +11,7 @@ import click
 
 import switchyard
 from cli.choosing import values_checked
+from cli.loading import load_actors
 from cli.reporting import reported
 
 
@@ -43,15 +44,24 @@ class JsonValue(click.ParamType["list[Any] | dict[str, Any]"]):
 @click.option("--run-at", type=click.DateTime(), metavar="TIME", help="Run it then (UTC).")
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="All its tags; may be repeated.")
 @click.option("--no-tags", is_flag=True, help="Take its tags away.")
+@click.option("--actors", "modules", multiple=True, metavar="MODULE", help="A module with actors; may be repeated.")
 @reported
 @values_checked
-def edit_command(id_: str, run_at: datetime | None, tags: tuple[str, ...], no_tags: bool, **change: Any) -> None:
+def edit_command(
+    id_: str, run_at: datetime | None, tags: tuple[str, ...], no_tags: bool, modules: tuple[str, ...], **change: Any
+) -> None:
     """Change what the job ID will run with, and when. It has to be scheduled, pending or retrying; the exit code is 1 if it is not.
 
-    What is not named stays as it is. Arguments that do not fit the actor make the job fail when it runs.
+    What is not named stays as it is. With --actors, arguments are checked against the actor, and what the job counts as (limits,
+    unique_key) follows them. Without, arguments that do not fit make the job fail when it runs, and those of a job that has such keys are
+    not changed.
     """
     if tags and no_tags:
         raise click.UsageError("give --tag or --no-tags, not both")
+    try:
+        load_actors(modules)
+    except ModuleNotFoundError as error:
+        raise click.UsageError(str(error)) from None
     done = switchyard.edit(
         id_,
         run_at=None if run_at is None else run_at.replace(tzinfo=UTC),

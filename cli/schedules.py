@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any, Final
@@ -15,6 +13,7 @@ import click
 import switchyard
 from cli.choosing import queue_name
 from cli.knowing import warn_of_unknown
+from cli.loading import load_actors
 from cli.moments import Span, off, span, utc
 from cli.plain import as_json, say_json
 from cli.reporting import reported
@@ -144,14 +143,10 @@ def create(name: str, actor: str, cron: str, as_json: bool, **fields: Any) -> No
 def run(name: str, modules: tuple[str, ...]) -> None:
     """Send the job of a schedule now, beside its ticks, and print its id. One that is paused runs as well."""
     _found(name)
-    sys.path.insert(0, ".")
-    for module in modules or ("actors",):
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            raise ScheduleError(
-                name, f"the module {module} cannot be imported ({error}); say where actors are with --actors"
-            ) from None
+    try:
+        load_actors(modules or ("actors",))
+    except ModuleNotFoundError as error:
+        raise ScheduleError(name, str(error)) from None
     click.echo(switchyard.run_schedule(name).message_id)
 
 

@@ -278,6 +278,8 @@ class _Tree:
         for child in part.children:
             self.add(child, inside)
         sent: list[Message[Any]] = [Message(**fields) for fields in part.completion_callbacks]
+        for message in (*sent, *(part.on_success + part.on_death if isinstance(part, group) else ())):
+            self._broker.message_options.check(message)
         self.batches.append(
             NewBatch(
                 id=id_,

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from dramatiq import Actor, Message
 
+from brokers.broker import SwitchyardBroker
 from control import access
 from errors import PayloadError, ScheduleError, ScheduleExists, ScheduleNotFound
 from ledger import schedules as ledger_schedules
@@ -109,6 +110,7 @@ def create_schedule(
     """
     if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable():
         raise ScheduleError(f"{name!r:.50}", f"a name has 1 to {MAX_NAME} printable characters")
+    _known_options(_name_of(actor), options)
     given = _timing(cron, timing)
     args, kwargs = tuple(args) or tuple(given.args), dict(kwargs or given.kwargs or {})
     wanted = _checked(name, _name_of(actor), given, tuple(args), kwargs, queue, dict(options or {}))
@@ -140,6 +142,7 @@ def update_schedule(
     """
 
     def change(found: Schedule) -> bool:
+        _known_options(found.actor if actor is None else _name_of(actor), options)
         if found.source == "declared":
             raise ScheduleError(name, f"it is declared by the actor {found.actor!r}; change periodic= there (or pause it here)")
         before = Timing(found.expression, found.timezone, found.catch_up, found.window, found.jitter)  # type: ignore[arg-type]
@@ -242,6 +245,13 @@ def _changed(name: str, change: Callable[[Schedule], bool]) -> Schedule:
 
 def _name_of(actor: str | Actor[Any, Any]) -> str:
     return actor.actor_name if isinstance(actor, Actor) else actor
+
+
+def _known_options(actor: str, options: Mapping[str, Any] | None) -> None:
+    """Raises: OptionError: one of them is known to nobody. Those that stand in the ledger already are not asked about again."""
+    broker = access.broker()
+    if options and isinstance(broker, SwitchyardBroker):
+        broker.message_options.check_names(actor, options)
 
 
 def _timing(given: str | Timing, more: Mapping[str, Any]) -> Timing:

@@ -109,6 +109,26 @@ def forget(connection: Conn, kind: Kind, actor: str, key: str) -> bool:
     return any(not row[1] for row in gone)
 
 
+def period_key(connection: Conn, actor: str, message_id: str) -> str | None:
+    """The key of its actor's that a job has for a period, if that has not passed."""
+    row = connection.execute(SQL["period_key"], {"actor": actor, "message_id": message_id}).fetchone()
+    return None if row is None else str(row[0])
+
+
+def move_period_key(connection: Conn, actor: str, message_id: str, key: str, to: str | None) -> None:
+    """Have a job's key for a period be another one, for the rest of it; None: be free. Within the caller's transaction.
+
+    Raises:
+        psycopg.errors.UniqueViolation: another job has that one.
+    """
+    if to is None:
+        connection.execute(SQL["forget_key"], {"kind": "unique", "actor": actor, "key": key}).fetchall()
+        return
+    expired = {"kind": "unique", "keys": json.dumps([{"scope": actor, "key": to}])}
+    connection.execute(SQL["drop_expired_keys"], expired).fetchall()
+    connection.execute(SQL["move_key"], {"actor": actor, "message_id": message_id, "key": key, "to": to}).fetchall()
+
+
 class _Found(NamedTuple):
     """What stands in the way of a send; without a row (``id`` None) its job was removed long ago."""
 

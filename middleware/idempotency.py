@@ -42,6 +42,11 @@ class Idempotency(Middleware):
         """Options this middleware reads."""
         return {"idempotency_ttl"}
 
+    @property
+    def message_options(self) -> set[str]:
+        """Options of messages alone."""
+        return {"idempotency_key"}
+
     def before_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
         """Refuse a time that is none."""
         period_seconds(actor.actor_name, actor.options, "idempotency_ttl")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from dramatiq import Broker, MessageProxy, Middleware
+from dramatiq import Broker, Message, MessageProxy, Middleware
 from dramatiq.middleware import AgeLimit, AsyncIO, Callbacks, GroupCallbacks, Pipelines, Retries, ShutdownNotifications, TimeLimit
 from dramatiq.rate_limits.backends import StubBackend as StubBarriers
 from dramatiq.results import Results
@@ -28,7 +28,27 @@ from middleware.secrets import Secrets
 from middleware.tags import Tags
 from middleware.unique import UniqueJobs
 from middleware.worker_lost import WorkerLost
+from runtime.message_options import MessageOptions
 from settings import Settings, load
+
+
+class StubMessageOptions(Middleware):
+    """Refuses options that nobody knows, as our broker does by itself."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._more = settings.message_options
+        self._options: MessageOptions | None = None
+
+    def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
+        """Check what the sender gave."""
+        if self._options is None:
+            self._options = MessageOptions(broker, self._more)
+        self._options.check(message)
+
+    def after_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
+        """Know what the other middleware has added."""
+        if self._options is not None:
+            self._options.learn(message)
 
 
 class StubCurrentJob(Middleware):
@@ -67,6 +87,8 @@ def stub_stack(settings: Settings | None = None) -> list[Middleware]:
     """The middlewares of the stub broker; without settings, with those of the environment."""
     settings = settings or load()
     return [
+        # Before anybody adds an option.
+        StubMessageOptions(settings),
         AgeLimit(),
         TimeLimit(),
         ShutdownNotifications(),

@@ -12,6 +12,7 @@ ends that process.
 from __future__ import annotations
 
 import gc
+import inspect
 import multiprocessing
 import os
 import signal
@@ -26,6 +27,9 @@ RECYCLED: Final = 75
 
 #: How long the last line may take to be written, in seconds: whoever reads it may hang as well.
 _LAST_WORDS: Final = 1.0
+
+#: The functions in which a command loads the application: Dramatiq's worker processes, the processes beside them, and periodiq.
+_COMMANDS: Final = frozenset({("dramatiq.cli", "worker_process"), ("dramatiq.cli", "fork_process"), ("periodiq", "main")})
 
 _ask: Callable[[], None] | None = None
 
@@ -44,6 +48,21 @@ def is_supervised() -> bool:
 def is_ours() -> bool:
     """Whether the process exists for the worker alone."""
     return is_supervised() or multiprocessing.parent_process() is not None
+
+
+def is_booting() -> bool:
+    """Whether a command (``dramatiq``, ``periodiq``) is loading the application, and this is called from there: on the same thread, in the
+    process that the command made, forked or spawned.
+
+    That one of their modules is loaded says nothing: an application may import them. Nor does the process's parent: a web server makes
+    processes, too. ``switchyard worker`` does not need this, it is our own code that loads the application there.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if (frame.f_globals.get("__name__"), frame.f_code.co_name) in _COMMANDS:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def ask_to_recycle() -> None:

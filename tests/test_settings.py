@@ -86,6 +86,7 @@ def test_durations_may_be_timedeltas():
         ("BROKER_PREFIX", "two words", "'two words' does not fit; write 1 to 40 letters, digits, _ or -"),
         ("PGBOUNCER", "perhaps", "'perhaps' is neither true nor false"),
         ("MAX_LOST", "0", "MAX_LOST: 0 is below 1"),
+        ("MESSAGE_OPTIONS", "tenant,my word", "'my word' is no name of an option; write names by comma"),
         ("LOG_LEVEL", "loud", "'LOUD' is unknown; write DEBUG, INFO, WARNING or ERROR"),
     ],
 )

@@ -180,7 +180,7 @@ RETURNING j.id;
 
 -- name: lock_waiting
 -- A waiting job that is about to be changed.
-SELECT id, actor, queue, payload, options, clock_timestamp() AS now
+SELECT id, actor, queue, payload, options, clock_timestamp() AS now, unique_key, rate_key, concurrency_key, fair_key
 FROM switchyard.job
 WHERE message_id = %(message_id)s AND state IN ('scheduled', 'pending', 'retrying')
 FOR UPDATE;
@@ -217,4 +217,53 @@ SET payload = coalesce(%(payload)s::json, j.payload),
     line = CASE WHEN %(delay)s::float8 > 0 THEN NULL ELSE j.line END
 WHERE j.id = %(id)s AND j.state IN ('scheduled', 'pending', 'retrying')
     AND (%(delay)s::float8 IS NULL OR j.wait_reason IS NULL OR j.wait_reason IN ('paused', 'unknown_actor'))
-RETURNING j.state, j.next_publish_at IS NOT NULL AND j.next_publish_at <= clock_timestamp() AS due;
+RETURNING j.actor;
+
+-- name: rekey
+-- The arguments of a waiting job were changed, in this transaction, which holds its row; with them goes what it counts as. What it was
+-- promised under another rate's key is void, and its place in another key's line: it is due now, and its claim decides anew. A turn for a
+-- slot that it had is given up; the key is returned whose line moves on by that. One that nothing limits any more is found by its trigger
+-- again, which was used up.
+WITH was AS MATERIALIZED (
+    SELECT
+        id, state, wait_reason, limited, concurrency_key,
+        (rate_key, rate_cost) IS DISTINCT FROM (%(rate_key)s::text, %(rate_cost)s::integer) AS rated,
+        coalesce(blocked_on = concurrency_key, false)
+        AND (concurrency_key, fair_key) IS DISTINCT FROM (%(concurrency_key)s::text, %(fair_key)s::text) AS moved
+    FROM switchyard.job
+    WHERE id = %(id)s AND state IN ('scheduled', 'pending', 'retrying')
+),
+goal AS MATERIALIZED (
+    SELECT
+        id, state, concurrency_key, rated, moved,
+        state = 'scheduled' AND ((rated AND wait_reason = 'rate_limit') OR (moved AND wait_reason = 'concurrency')) AS comes,
+        state = 'pending' AND limited AND %(rate_key)s::text IS NULL AND %(concurrency_key)s::text IS NULL AS free
+    FROM was
+)
+UPDATE switchyard.job AS j
+SET unique_key = %(unique_key)s, rate_key = %(rate_key)s, rate_cost = %(rate_cost)s, concurrency_key = %(concurrency_key)s,
+    fair_key = %(fair_key)s, fair_weight = %(fair_weight)s,
+    limited = %(rate_key)s::text IS NOT NULL OR %(concurrency_key)s::text IS NOT NULL,
+    reserved_at = CASE WHEN goal.rated THEN NULL ELSE j.reserved_at END,
+    reserved_version = CASE WHEN goal.rated THEN NULL ELSE j.reserved_version END,
+    blocked_on = CASE WHEN goal.moved THEN NULL ELSE j.blocked_on END,
+    line = CASE WHEN goal.moved THEN NULL ELSE j.line END,
+    run_at = CASE WHEN goal.comes THEN clock_timestamp() ELSE j.run_at END,
+    next_publish_at = CASE
+        WHEN goal.comes OR (goal.free AND j.broker <> 'postgres' AND j.next_publish_at IS NOT NULL) THEN clock_timestamp()
+        ELSE j.next_publish_at
+    END,
+    publish_count = CASE
+        WHEN goal.comes THEN 0
+        WHEN goal.free AND j.broker <> 'postgres' THEN -abs(j.publish_count)
+        ELSE j.publish_count
+    END,
+    wait_reason = CASE WHEN goal.comes THEN NULL ELSE j.wait_reason END,
+    wait_since = CASE WHEN goal.comes THEN NULL ELSE j.wait_since END
+FROM goal
+WHERE j.id = goal.id
+RETURNING CASE WHEN goal.moved AND goal.state = 'pending' THEN goal.concurrency_key END;
+
+-- name: wake_line
+-- A turn for a slot of this key was given up: whoever is next has it.
+SELECT switchyard.wake_waiters(ARRAY[%(key)s::text]);

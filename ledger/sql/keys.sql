@@ -118,3 +118,16 @@ UPDATE switchyard.job
 SET unique_key = NULL
 WHERE actor = %(actor)s AND unique_key = %(key)s AND state IN ('scheduled', 'pending', 'retrying', 'running')
 RETURNING id, false;
+
+-- name: period_key
+-- The key of its actor's that a job has for a period; that of an actor's other jobs is among as many.
+SELECT key
+FROM switchyard.idempotency
+WHERE kind = 'unique' AND scope = %(actor)s AND message_id = %(message_id)s AND expires_at > clock_timestamp();
+
+-- name: move_key
+-- It goes over to another key, until the same time; one that is taken is a violation of the primary key.
+UPDATE switchyard.idempotency
+SET key = %(to)s
+WHERE kind = 'unique' AND scope = %(actor)s AND key = %(key)s AND message_id = %(message_id)s
+RETURNING key;

@@ -8,7 +8,9 @@ from uuid import uuid4
 
 import pytest
 from click.testing import CliRunner, Result
+from dramatiq import Message
 
+import switchyard
 from cli import main
 from ledger.states import State
 from settings import Settings
@@ -159,3 +161,34 @@ def test_a_waiting_job_is_changed_and_a_running_one_is_not(system, run):
 
     assert run("edit", message.message_id, "--priority", "1", code=1).stderr.endswith("cannot be changed so: it is completed\n")
     assert "no job has the id" in run("edit", str(uuid4()), "--priority", "1", code=1).stderr
+
+
+def test_arguments_that_keys_are_made_of_are_changed_where_the_actor_is_known(system, run, tmp_path, monkeypatch):
+    (tmp_path / "shop_of_cli_test.py").write_text(
+        "import dramatiq\n\n@dramatiq.actor(unique_key=('order',))\ndef charge(order: int) -> None:\n    return None\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    sent = [
+        Message(queue_name="default", actor_name="charge", args=(n,), kwargs={}, options={"unique_key": f"[{n}]"}) for n in (1, 2)
+    ]
+    first, second = switchyard.enqueue_many(sent)
+    # As a process that knows the actor sends it: the key is no option of the message.
+    system.rows("UPDATE switchyard.job SET options = NULL RETURNING id")
+
+    refused = run("edit", first.message_id, "--args", "[3]", code=1)
+    assert refused.stderr == (
+        "switchyard: actor 'charge', option 'unique_key': is made of the arguments, and this process does not know the actor; change the"
+        " job in a program that imports it, or with `switchyard edit --actors MODULE`. Nothing was changed\n"
+    )
+    assert system.job(first).args == (1,)
+    missing = run("edit", first.message_id, "--args", "[3]", "--actors", "no_such_module", code=2)
+    assert "no_such_module cannot be imported" in missing.stderr
+
+    run("edit", first.message_id, "--args", "[3]", "--actors", "shop_of_cli_test")
+    assert system.rows("SELECT unique_key FROM switchyard.job ORDER BY id") == [("[3]",), ("[2]",)]
+    taken = run("edit", first.message_id, "--args", "[2]", "--actors", "shop_of_cli_test", code=1)
+    assert taken.stderr.startswith(
+        f"switchyard: job {first.message_id} cannot have these arguments: actor 'charge' makes the key"
+    )
+    assert f"which job {second.message_id} has; nothing was changed" in taken.stderr
+    assert system.job(first).args == (3,)

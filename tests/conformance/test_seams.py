@@ -15,6 +15,8 @@ from tests.conformance.system import System
 class Foreign(dramatiq.Middleware):
     """Raises what it is told to, in the hook it is told to, for messages that ask for it."""
 
+    message_options = {"before", "after"}
+
     def before_process_message(self, broker, message):
         self._act("before", message)
 

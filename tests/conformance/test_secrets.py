@@ -174,7 +174,8 @@ def test_a_debounced_secret_stays_sealed(running, key, canary):
 @pytest.mark.parametrize("broker_name", ["postgres"], indirect=True)
 @pytest.mark.parametrize("knows", [True, False], ids=["its actor is imported", "its actor is unknown"])
 def test_a_job_that_is_changed_keeps_its_secret_sealed(running, key, canary, monkeypatch, knows):
-    message = running.jobs.parked.send(key, "before")
+    # Keys of arguments are changed where the actor is known, and are another matter.
+    message = running.jobs.parked.send_with_options(args=(key, "before"), unique_key=None)
     if not knows:
         monkeypatch.delitem(running.broker.actors, "parked")
         monkeypatch.delitem(running.broker._seals._fields, "parked")

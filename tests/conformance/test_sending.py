@@ -113,8 +113,8 @@ def test_the_largest_payload_that_fits_goes_through(system):
 def test_options_that_cannot_be_stored_are_refused_with_their_name(system):
     before = system.count()
 
-    with pytest.raises(OptionError, match=r"actor 'add', option 'note': .*not JSON"):
-        system.jobs.add.send_with_options(args=(1, 2), note=object())
+    with pytest.raises(OptionError, match=r"actor 'add', option 'pipe_ignore': .*not JSON"):
+        system.jobs.add.send_with_options(args=(1, 2), pipe_ignore=object())
 
     assert system.count() == before
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from ledger import control, limits, write
+from ledger.control import Change, Keys
 from ledger.database import BoundedConnection, Database
 from ledger.records import JobControl
 from ledger.states import State
@@ -193,3 +194,49 @@ def test_claims_of_many_keys_in_any_order_do_not_wait_for_each_other_in_a_circle
     assert errors == []
     assert sorted(ran) == sorted(set(ran))
     assert len(ran) == 120
+
+
+def edit_of(connection, id_):
+    """An edit of the arguments, as ``control.edit`` makes it: the row is locked first. Whether it was done."""
+    name = str(fetch(connection, id_, "message_id"))
+
+    def edit() -> bool:
+        with connection.transaction():
+            waiting = control.lock_waiting(connection, name)
+            change = Change(payload='{"args": ["b"], "kwargs": {}}', keys=Keys(concurrency_key="work:b"))
+            return waiting is not None and control.edit(connection, id_, change)
+
+    return edit
+
+
+def stored(connection, id_):
+    return tuple(fetch(connection, id_, name) for name in ("state", "concurrency_key", "payload"))
+
+
+def test_a_claim_passes_a_job_by_that_is_being_edited_and_takes_it_as_it_is_then(two):
+    (id_,) = add_limited(two.first, control=SLOT)
+
+    edited, claimed = two.passes_by(edit_of(two.first, id_), lambda: [job.id for job in admit(two.second).jobs])
+
+    assert (edited, claimed) == (True, [])
+    (job,) = admit(two.second).jobs
+    assert (job.payload["args"], stored(two.second, id_)[:2]) == (["b"], ("running", "work:b"))
+
+
+def test_an_edit_that_comes_after_a_claim_changes_neither_arguments_nor_keys(two):
+    (id_,) = add_limited(two.first, control=SLOT)
+    before = stored(two.first, id_)
+
+    claimed, edited = two.waits_for(lambda: [job.id for job in admit(two.first).jobs], edit_of(two.second, id_))
+
+    assert (claimed, edited) == ([id_], False)
+    assert stored(two.first, id_) == ("running", *before[1:])
+
+
+def test_of_two_edits_the_second_builds_on_the_first(two):
+    (id_,) = add_limited(two.first, control=SLOT)
+    name = str(fetch(two.first, id_, "message_id"))
+
+    edited, seen = two.waits_for(edit_of(two.first, id_), lambda: control.lock_waiting(two.second, name))
+
+    assert (edited, seen.payload["args"], seen.concurrency_key) == (True, ["b"], "work:b")
