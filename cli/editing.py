@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import click
 
 import switchyard
 from cli.choosing import values_checked
+from cli.ids import job_id, no_job
 from cli.loading import load_actors
+from cli.moments import Span, Time, utc
 from cli.reporting import reported
+from errors import JobNotFound
 
 
 class JsonValue(click.ParamType["list[Any] | dict[str, Any]"]):
@@ -40,8 +43,8 @@ class JsonValue(click.ParamType["list[Any] | dict[str, Any]"]):
 @click.option("--args", type=JsonValue(list), metavar="JSON", help="All positional arguments, as a JSON array.")
 @click.option("--kwargs", type=JsonValue(dict), metavar="JSON", help="All keyword arguments, as a JSON object.")
 @click.option("--priority", type=int, metavar="N", help="Lower runs first.")
-@click.option("--delay", type=float, metavar="SECONDS", help="Run it in so many seconds; 0 is now.")
-@click.option("--run-at", type=click.DateTime(), metavar="TIME", help="Run it then (UTC).")
+@click.option("--delay", type=Span(), metavar="DURATION", help="Run it so much later, such as 90s or 2h; 0 is now.")
+@click.option("--run-at", type=Time(), metavar="TIME", help="Run it then: an ISO time, in UTC or with a zone.")
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="All its tags; may be repeated.")
 @click.option("--no-tags", is_flag=True, help="Take its tags away.")
 @click.option("--actors", "modules", multiple=True, metavar="MODULE", help="A module with actors; may be repeated.")
@@ -52,22 +55,29 @@ def edit_command(
 ) -> None:
     """Change what the job ID will run with, and when. It has to be scheduled, pending or retrying; the exit code is 1 if it is not.
 
-    What is not named stays as it is. With --actors, arguments are checked against the actor, and what the job counts as (limits,
-    unique_key) follows them. Without, arguments that do not fit make the job fail when it runs, and those of a job that has such keys are
-    not changed.
+    ID may be the first eight characters or more, if no other job's begin so. What is not named stays as it is. With --actors, arguments are
+    checked against the actor, and what the job counts as (limits, unique_key) follows them. Without, arguments that do not fit make the
+    job fail when it runs, and those of a job that has such keys are not changed.
     """
     if tags and no_tags:
         raise click.UsageError("give --tag or --no-tags, not both")
+    if tags or no_tags:
+        change["tags"] = list(tags)
+    if run_at is None and all(value is None for value in change.values()):
+        raise click.UsageError(
+            "there is nothing to change: give --args, --kwargs, --priority, --delay, --run-at, --tag or --no-tags"
+        )
+    if run_at is not None and change["delay"] is not None:
+        raise click.UsageError("give --run-at or --delay, not both")
     try:
         load_actors(modules)
     except ModuleNotFoundError as error:
         raise click.UsageError(str(error)) from None
-    done = switchyard.edit(
-        id_,
-        run_at=None if run_at is None else run_at.replace(tzinfo=UTC),
-        tags=list(tags) if tags or no_tags else None,
-        **change,
-    )
+    id_ = job_id(id_)
+    try:
+        done = switchyard.edit(id_, run_at=run_at, **change)
+    except JobNotFound:
+        raise no_job(id_) from None
     job = switchyard.get_job(id_)
     if job is None:
         click.echo(f"{id_} is gone", err=True)
@@ -76,5 +86,5 @@ def edit_command(
     if not done:
         click.echo(f"{id_} cannot be changed so: it is {state}", err=True)
         sys.exit(1)
-    when = "" if job.wait_reason or job.run_at is None else f", to run {job.run_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    when = "" if job.wait_reason or job.run_at is None else f", to run {utc(job.run_at)}"
     click.echo(f"{id_} changed: it is {state}, priority {job.priority}{when}")

@@ -88,11 +88,37 @@ class Moment(click.ParamType[datetime]):
         return moment
 
 
+class Time(click.ParamType[datetime]):
+    """An ISO 8601 time, in UTC where it has no zone. No age: those count back, and this is for what lies ahead."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Read it."""
+        if isinstance(value, datetime):
+            return value
+        moment = _time(value.strip())
+        if moment is None:
+            self.fail(
+                f"{value!r} is no time: write one such as 2026-11-28T08:00 (UTC, or with a zone: 2026-11-28T08:00+01:00)",
+                param,
+                ctx,
+            )
+        return moment
+
+
 def _moment(text: str) -> datetime | None:
-    try:
-        # With its unit: a bare number would be taken for a time by others.
-        if text[-1:].lower() in _SECONDS and text[-1:] and (age := seconds_of(text)) is not None:
+    # With its unit: a bare number would be taken for a time by others.
+    if text[-1:].lower() in _SECONDS and text[-1:] and (age := seconds_of(text)) is not None:
+        try:
             return datetime.now(UTC) - timedelta(seconds=age)
+        except OverflowError:
+            return None
+    return _time(text)
+
+
+def _time(text: str) -> datetime | None:
+    try:
         # As it is shown.
         moment = datetime.fromisoformat(text.removesuffix(" UTC"))
     except (ValueError, OverflowError):

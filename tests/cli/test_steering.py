@@ -119,7 +119,9 @@ def test_cancelling_by_filter_counts_first_and_asks(system, run):
         (["edit", "an-id", "--args", "{}"], "is no JSON array"),
         (["edit", "an-id", "--kwargs", "{"], "is no JSON"),
         (["edit", "an-id", "--tag", "x", "--no-tags"], "not both"),
-        (["edit", "an-id", "--delay", "1", "--run-at", "2030-01-01"], "run_at or delay"),
+        (["edit", "an-id", "--delay", "1", "--run-at", "2030-01-01"], "not both"),
+        (["edit", "an-id", "--priority", "1", "--run-at", "2h"], "write one such as 2026-11-28T08:00"),
+        (["edit", "an-id", "--delay", "soon"], "is no duration"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -152,6 +154,8 @@ def test_a_waiting_job_is_changed_and_a_running_one_is_not(system, run):
     said = run("edit", message.message_id, "--args", '["k", 7]', "--priority", "3", "--tag", "x", "--run-at", "2100-01-01").stdout
     assert "scheduled, priority 3, to run 2100-01-01 00:00:00 UTC" in said
     assert system.job(message).args == ("k", 7)
+    said = run("edit", message.message_id[:8], "--run-at", "2100-01-01T02:00+01:00").stdout
+    assert said == f"{message.message_id} changed: it is scheduled, priority 3, to run 2100-01-01 01:00:00 UTC\n"
     refused = run("edit", message.message_id, "--args", "[]", code=1)
     assert "actor 'echo', field 'key'" in refused.stderr
     run("edit", message.message_id, "--delay", "0", "--no-tags")
