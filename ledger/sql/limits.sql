@@ -495,6 +495,10 @@ UPDATE switchyard.job SET next_publish_at = clock_timestamp() WHERE id = ANY(ARR
 -- Jobs have left their slots.
 SELECT switchyard.free_slots(%(ids)s::bigint[]);
 
+-- name: wake_waiters
+-- Nobody is in the way of those who wait for these keys any more.
+SELECT switchyard.wake_waiters(%(keys)s::text[]);
+
 -- name: wake_missed
 -- Keys with waiters and, as it seems, a free slot: whoever should have been woken and was not. The lines are walked key by key, each once.
 WITH RECURSIVE line AS (
