@@ -11,8 +11,8 @@ from keeper.duty import Keeping
 from ledger import limits, write
 from ledger.limits import Rule
 from tests.keeper.conftest import Broker
-from tests.ledger.factory import completed, worker_row
-from tests.ledger.limiting import add_limited, admit, at_once, fetch, forget, rows
+from tests.ledger.factory import worker_row
+from tests.ledger.limiting import add_limited, admit, at_once, finish_limited, forget, rows
 
 BOTH = ["work", "old"]
 QUEUE = Rule("queue", "default", 1)
@@ -43,12 +43,6 @@ def sweep(ledger, keeping):
     unknown.sweep(ledger, keeping)
 
 
-def end(ledger, id_):
-    entry = completed(id_, str(fetch(ledger, id_, "token")))
-    entry.limited = True
-    assert write.finish(ledger, [entry]) == {id_}
-
-
 def line_up(ledger, beat, broker="postgres", limit=QUEUE):
     """A running job, three of an actor that is gone then, of which the first has its turn, and one that waits behind them."""
     beat(*BOTH)
@@ -59,7 +53,7 @@ def line_up(ledger, beat, broker="postgres", limit=QUEUE):
     (first,), gone, (waits,) = made
     assert [job.id for job in admit(ledger, actors=BOTH).jobs] == [first]
     beat("work")
-    end(ledger, first)
+    finish_limited(ledger, first)
     assert rows(ledger, "state, blocked_on IS NULL", f"id = ANY(ARRAY{gone})") == [
         ("pending", False),
         *[("scheduled", False)] * 2,
@@ -95,7 +89,7 @@ def test_what_left_a_line_is_dead_after_a_time_or_runs_once_somebody_knows_it(le
     ran = []
     while jobs := admit(ledger, actors=BOTH).jobs:
         ran += [job.id for job in jobs]
-        end(ledger, jobs[0].id)
+        finish_limited(ledger, jobs[0].id)
     assert sorted(ran) == sorted([*gone[1:], waits])
 
 

@@ -6,13 +6,22 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from ledger import limits, write
+from ledger import limits
 from ledger.limits import Rule
-from tests.ledger.factory import completed
-from tests.ledger.limiting import add_limited, admit, at_once, come_due, fetch, forget, next_slot, rate, rows
-
-KEYED = {"rate_key": "work", "rate_cost": 1}
-SLOT = {"concurrency_key": "work"}
+from tests.ledger.limiting import (
+    KEYED,
+    SLOT,
+    add_limited,
+    admit,
+    at_once,
+    come_due,
+    fetch,
+    finish_limited,
+    forget,
+    next_slot,
+    rate,
+    rows,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -47,14 +56,8 @@ class Stage:
         for until, id_ in list(self.running):
             if until <= self.now:
                 self.running.remove((until, id_))
-                end(self.ledger, id_)
+                finish_limited(self.ledger, id_)
         return True
-
-
-def end(ledger, id_):
-    entry = completed(id_, str(fetch(ledger, id_, "token")))
-    entry.limited = True
-    assert write.finish(ledger, [entry]) == {id_}
 
 
 @pytest.mark.parametrize(
@@ -84,7 +87,7 @@ def test_a_turn_whose_holder_has_to_wait_for_its_rate_goes_to_the_next_in_line(l
     first, *spent = add_limited(ledger, 4, control=of["spent"])
     [other] = add_limited(ledger, 1, control=of["other"])
     assert [job.id for job in admit(ledger, 0).jobs] == [first]
-    end(ledger, first)
+    finish_limited(ledger, first)
 
     ran = []
     while (admitted := admit(ledger, 1)).more:
@@ -101,7 +104,7 @@ def test_a_turn_whose_holder_has_to_wait_for_its_queue_goes_to_the_next_in_line(
     assert [job.id for job in admit(ledger).jobs] == [first, others[0]]
     # Who takes the place of the first in the queue is nobody's of the first's line.
     limits.set_rule(ledger, Rule("queue", "default", 1))
-    end(ledger, first)
+    finish_limited(ledger, first)
 
     admit(ledger)
 
@@ -114,7 +117,7 @@ def test_who_was_promised_a_time_needs_no_place_in_the_line_that_formed_since(le
     first, promised = [*add_limited(ledger, 1, control=KEYED | SLOT), *add_limited(ledger, 1, control=KEYED)]
     ledger.execute("UPDATE switchyard.job SET concurrency_key = 'work' WHERE id = %s", [promised])
     assert [job.id for job in admit(ledger, 0, examine=1).jobs] == [first]
-    end(ledger, first)
+    finish_limited(ledger, first)
     assert admit(ledger, 1).jobs == []
     assert fetch(ledger, promised, "wait_reason") == "rate_limit"
     # Two that no rate counts: one runs, and one waits in line.
@@ -135,7 +138,7 @@ def test_who_was_promised_a_time_is_the_first_in_line_if_all_slots_are_taken_the
     limits.declare_rules(ledger, [rate(1, 10), at_once(1)])
     first, promised = add_limited(ledger, 2, control=KEYED | SLOT)
     admit(ledger, 0)
-    end(ledger, first)
+    finish_limited(ledger, first)
     # Those that no rate counts: one runs, and two wait in line.
     runs, *waiting = add_limited(ledger, 3, control=SLOT)
     assert [job.id for job in admit(ledger, 1).jobs] == [runs]
@@ -143,6 +146,6 @@ def test_who_was_promised_a_time_is_the_first_in_line_if_all_slots_are_taken_the
     assert admit(ledger, 10).jobs == []
     assert {fetch(ledger, id_, "blocked_on") for id_ in [promised, *waiting]} == {"work"}
 
-    end(ledger, runs)
+    finish_limited(ledger, runs)
 
     assert [job.id for job in admit(ledger, 11).jobs] == [promised]
