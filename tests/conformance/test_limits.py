@@ -117,6 +117,14 @@ def system(shared_limits: System) -> System:
 
 
 @pytest.fixture
+def fresh_limits(make_settings: Callable[..., Any]) -> Iterator[System]:
+    """A running system of a test's own, with two threads."""
+    system = System(make_settings(), declare).start(threads=2)
+    yield system
+    system.close()
+
+
+@pytest.fixture
 def key() -> Iterator[str]:
     key = uuid4().hex[:8]
     yield key
@@ -233,6 +241,24 @@ def test_a_rate_and_slots_together_wait_for_no_sweep(system, key):
     # Neighbours may change places where one of them waits for the rate's next moment and the other is woken.
     assert sorted(log.order[key], key=int) == [str(number) for number in range(40)]
     assert all(abs(int(label) - place) <= 5 for place, label in enumerate(log.order[key])), log.order[key]
+
+
+def test_a_limited_job_is_claimed_for_an_idle_thread_alone(fresh_limits, key):
+    busy = [fresh_limits.jobs.two.send(key) for _ in range(2)]
+    wait_until(lambda: log.running[key] == 2)
+
+    message = fresh_limits.jobs.fast.send()
+
+    # Its trigger has been seen, and it has had a look at the ledger itself: it stays pending, and takes nothing of its rate.
+    wait_until(
+        lambda: fresh_limits.rows(
+            "SELECT 1 FROM switchyard.job WHERE actor = 'fast' AND age(clock_timestamp(), created_at) > '2.5 s'"
+        )
+    )
+    assert (fresh_limits.job(message).state, fresh_limits.job(message).attempt) == (State.PENDING, 0)
+    assert fresh_limits.rows("SELECT 1 FROM switchyard.gate WHERE kind = 'rate' AND tat IS NOT NULL") == []
+    log.open(key)
+    assert [fresh_limits.ended(sent).attempt for sent in (*busy, message)] == [1, 1, 1]
 
 
 def test_a_tenant_with_many_jobs_does_not_hold_up_another(system, key):
