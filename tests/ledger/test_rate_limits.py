@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from ledger import limits, write
+from ledger import control, limits, write
 from tests.ledger.factory import completed, failed, token
 from tests.ledger.limiting import (
     KEYED,
@@ -190,3 +190,18 @@ def test_a_slower_rate_holds_for_those_that_were_promised_a_slot_under_the_faste
 
     assert all(later - earlier >= 0.899 for earlier, later in itertools.pairwise(started))
     assert len(started) == 3
+
+
+def test_a_replayed_job_has_no_place_and_no_promise(ledger):
+    declare(ledger, rate(1, 60))
+    ids = add_limited(ledger, 3, control=KEYED)
+    admit(ledger, 0)
+    name = str(fetch(ledger, ids[2], "message_id"))
+    assert control.cancel(ledger, name)
+
+    assert write.replay(ledger, name)
+
+    again = rows(ledger, "state, reserved_at, reserved_version, blocked_on, limited", f"id = {ids[2]}")
+    assert again == [("pending", None, None, None, True)]
+    assert admit(ledger, 1).jobs == []
+    assert seconds(fetch(ledger, ids[2], "run_at")) == pytest.approx(180)

@@ -155,21 +155,6 @@ def test_a_cancelled_waiter_leaves_the_line(ledger):
     assert [job.id for job in admit(ledger).jobs] == [ids[2]]
 
 
-def test_a_replayed_job_has_no_place_and_no_promise(ledger):
-    declare(ledger, rate(1, 60))
-    ids = add_limited(ledger, 3, control=KEYED)
-    admit(ledger, 0)
-    name = str(fetch(ledger, ids[2], "message_id"))
-    assert control.cancel(ledger, name)
-
-    assert write.replay(ledger, name)
-
-    again = rows(ledger, "state, reserved_at, reserved_version, blocked_on, limited", f"id = {ids[2]}")
-    assert again == [("pending", None, None, None, True)]
-    assert admit(ledger, 1).jobs == []
-    assert seconds(fetch(ledger, ids[2], "run_at")) == pytest.approx(180)
-
-
 def test_a_raised_limit_wakes_who_waits(ledger):
     declare(ledger, at_once(1))
     ids = add_limited(ledger, 5, control=SLOT)
