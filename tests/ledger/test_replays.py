@@ -50,7 +50,7 @@ def dead_ids(ledger, count):
     write.enqueue_many(ledger, [new_job(max_age=60_000.0) for _ in range(count)])
     ledger.execute(
         "UPDATE switchyard.job SET state = 'dead', dead_reason = 'x', next_publish_at = NULL,"
-        " finished_at = clock_timestamp() - make_interval(secs => 10000 - id) WHERE state = 'pending'"
+        " finished_at = clock_timestamp() - make_interval(secs => 1 + (SELECT max(id) FROM switchyard.job) - id) WHERE state = 'pending'"
     )
     return [
         row[0] for row in ledger.execute("SELECT id FROM switchyard.job WHERE state = 'dead' ORDER BY finished_at").fetchall()
