@@ -64,6 +64,9 @@ def test_what_is_to_stop_a_body_is_no_exception_that_it_catches_by_the_way():
 class Refuses(dramatiq.Middleware):
     """Raises what a message asks for when that is sent."""
 
+    #: Options of messages that it reads.
+    message_options = frozenset({"refuse"})
+
     def before_enqueue(self, broker: Broker, message: dramatiq.Message[Any], delay: int | None) -> None:
         wanted = message.options.get("refuse")
         if wanted is not None:

@@ -13,6 +13,7 @@ from ledger.limits import Rule
 from tests.keeper.conftest import Broker
 from tests.ledger.factory import worker_row
 from tests.ledger.limiting import add_limited, admit, at_once, finish_limited, forget, rows
+from tests.rig.waiting import wait_until
 
 BOTH = ["work", "old"]
 QUEUE = Rule("queue", "default", 1)
@@ -33,12 +34,15 @@ def beat(ledger):
 
 @pytest.fixture
 def keeping(ledger, node):
-    # Long enough ago that silence says something.
-    node.settings = node.settings.model_copy(update={"lease": 0.001})
+    node.settings = node.settings.model_copy(update={"lease": 1.0})
+    up = "SELECT clock_timestamp() > pg_postmaster_start_time() + interval '1 s'"
+    wait_until(lambda: ledger.execute(up).fetchone()[0], message="Postgres has been up for a lease")
     return Keeping(node, Broker())
 
 
 def sweep(ledger, keeping):
+    # Everybody has been in touch for a minute, so that silence says something.
+    ledger.execute("UPDATE switchyard.duty SET due_at = clock_timestamp(), position = position - 60000 WHERE name = 'in touch'")
     look.sweep(ledger, keeping)
     unknown.sweep(ledger, keeping)
 
