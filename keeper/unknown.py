@@ -2,7 +2,7 @@
 
 Every worker's heartbeat says what it knows, so one fleet never buries what another one runs. Carried triggers are noticed when they are
 fetched; rows of the Postgres broker are never claimed, so they are looked for here. While nobody lives, and for a lease after Postgres
-came back, nothing is buried: then silence says nothing.
+came back, nothing is buried: then silence says nothing. What waited in a line for a slot leaves it, and holds up nobody who is known.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from structlog.stdlib import get_logger
 from keeper.duty import Keeping
 from keeper.rescue import settled
 from ledger.database import BoundedConnection
+from ledger.limits import leave_lines
 from ledger.sql import SQL
 from runtime.counters import Counters
 
@@ -28,6 +29,7 @@ def sweep(connection: BoundedConnection, keeping: Keeping) -> None:
         mark(connection, keeping.node.counters)
     settings = keeping.settings
     if keeping.seen.unknown and settled(connection, settings.lease, keeping.connected_again_at, keeping.memory):
+        leave_lines(connection)
         settle(connection, settings.unknown_actor_after)
 
 

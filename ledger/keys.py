@@ -185,6 +185,7 @@ class _Sorting:
         #: By position in the batch.
         self.done: dict[int, Enqueued] = {}
         self._taken: dict[Kind, set[int]] = {"idempotency": set(), "unique": set()}
+        self._rounds = ROUNDS
 
     def at_once(self) -> bool:
         """Write the one job in one statement, or look once what its only key stands for. False: it takes ``run``."""
@@ -192,6 +193,7 @@ class _Sorting:
         keys = [row for kind in self._taken if (row := _row(job, kind)) is not None]
         if len(keys) + (_active_key(job) is not None) != 1:
             return False
+        self._rounds -= 1
         rows = self._insert(self._connection, [job], keys).fetchall()
         if rows:
             self.done[0] = Enqueued(rows[0][0], job.message_id, True)
@@ -203,7 +205,7 @@ class _Sorting:
 
     def run(self) -> list[Enqueued]:
         """All of them, inside a transaction."""
-        for _ in range(ROUNDS):
+        for _ in range(self._rounds):
             self._take("idempotency")
             self._take("unique")
             self._write()

@@ -183,6 +183,13 @@ def wake_missed(connection: Conn, after: str = "", limit: int = PAGE) -> tuple[i
     return row[0], row[1]
 
 
+def leave_lines(connection: Conn) -> None:
+    """Have those give up their turn whose actor nobody knows, and wake who is behind them."""
+    with connection.transaction():
+        if keys := [row[0] for row in connection.execute(SQL["leave_lines"]).fetchall()]:
+            connection.execute(SQL["wake_waiters"], {"keys": keys})
+
+
 def renew_promises(connection: Conn, limit: int = PAGE) -> bool:
     """Where a rate changed: have those come that were promised a slot under the old one. Returns whether some are left."""
     left = False

@@ -37,11 +37,11 @@ def test_every_edge_case_has_a_test():
     rows = [line for line in (ROOT / "docs/protocol-tests.md").read_text().splitlines() if line.startswith("|")]
     cases = [line for line in rows if not line.startswith(("| edge case", "|---"))]
 
-    assert len(cases) > 60
+    assert len(cases) > 200
     assert [line for line in cases if not NAMED.search(line)] == []
 
 
 def test_every_decision_that_must_be_shown_has_its_section():
     headings = re.findall(r"^## (\d+)\.", (ROOT / "docs/protocol-tests.md").read_text(), re.MULTILINE)
 
-    assert headings == [str(number) for number in (*range(9, 19), 21, 22, 26, 27, 28)]
+    assert headings == [str(number) for number in range(1, 33)]

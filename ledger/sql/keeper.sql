@@ -299,3 +299,36 @@ SET state = CASE WHEN s.known THEN 'pending' ELSE 'dead' END, wait_reason = NULL
 FROM settled AS s
 WHERE j.id = ANY(ARRAY(SELECT id FROM settled)) AND j.id = s.id
 RETURNING j.id, j.actor, s.known;
+
+-- name: leave_lines
+-- Turns for a slot that nobody takes, since nobody knows the actor: they hold up whoever is behind them. They leave the line, and with
+-- them those of the same actors that wait there, the next thousand of each; all are found as soon as somebody knows them. Returns the
+-- keys, whose waiters the caller wakes.
+WITH turns AS MATERIALIZED (
+    SELECT id, blocked_on, actor
+    FROM switchyard.job
+    WHERE state = 'pending' AND blocked_on IS NOT NULL AND wait_reason = 'unknown_actor'
+    FOR UPDATE SKIP LOCKED
+),
+behind AS MATERIALIZED (
+    SELECT w.id
+    FROM (SELECT DISTINCT blocked_on, actor FROM turns) AS t
+    CROSS JOIN LATERAL (
+        SELECT j.id
+        FROM switchyard.job AS j
+        WHERE j.blocked_on = t.blocked_on AND j.state = 'scheduled' AND j.actor = t.actor
+        ORDER BY j.priority, j.line, j.id
+        LIMIT 1000
+        FOR UPDATE SKIP LOCKED
+    ) AS w
+),
+gone AS (
+    UPDATE switchyard.job AS j
+    SET state = 'pending', blocked_on = NULL, line = NULL, wait_reason = 'unknown_actor',
+        wait_since = CASE WHEN j.state = 'pending' THEN j.wait_since ELSE clock_timestamp() END,
+        run_at = CASE WHEN j.state = 'pending' THEN j.run_at ELSE clock_timestamp() END,
+        next_publish_at = CASE WHEN j.state = 'pending' THEN j.next_publish_at ELSE clock_timestamp() END
+    WHERE j.id = ANY(ARRAY(SELECT id FROM turns UNION ALL SELECT id FROM behind))
+    RETURNING j.id
+)
+SELECT DISTINCT blocked_on FROM turns ORDER BY blocked_on;

@@ -15,6 +15,7 @@
 -- name: admit_function
 -- Look at the first limited jobs of a queue, by priority and age, and decide about each: it runs (for `idle` threads), it is promised a
 -- slot of time, or it joins a line. What may run and finds no thread stays as it is, and so does everything behind it under the same limit.
+-- A turn for a slot whose holder has to wait for something else is passed on at once.
 -- more: something was left that may run. soonest: seconds until the first slot that was promised.
 CREATE OR REPLACE FUNCTION switchyard.admit(
     of_queue text, known text[], by_worker text, by_token uuid, lease double precision, suspects boolean, idle integer,
@@ -44,6 +45,7 @@ DECLARE
     slot_limit integer[];
     used integer[];
     lined boolean[];
+    turned boolean[];
     slot_left boolean[];
     queue_at integer;
     blocked_ids bigint[] := '{}';
@@ -52,6 +54,7 @@ DECLARE
     promised_slots double precision[] := '{}';
     promised_places double precision[] := '{}';
     promised_versions bigint[] := '{}';
+    passed_on text[] := '{}';
     r integer;
     s integer;
     blocked integer;
@@ -188,7 +191,11 @@ BEGIN
                 SELECT 1
                 FROM switchyard.job AS j
                 WHERE j.blocked_on = g.key AND j.state = 'scheduled'
-            ) OR EXISTS (
+            )
+            ORDER BY g.key
+        ),
+        array_agg(
+            EXISTS (
                 SELECT 1
                 FROM switchyard.job AS j
                 WHERE j.blocked_on = g.key AND j.state = 'pending' AND j.wait_reason IS DISTINCT FROM 'paused' AND j.suspect = suspects
@@ -197,7 +204,7 @@ BEGIN
             ORDER BY g.key
         ),
         array_agg(false ORDER BY g.key)
-    INTO slot_limit, used, lined, slot_left
+    INTO slot_limit, used, lined, turned, slot_left
     FROM switchyard.gate AS g
     LEFT JOIN switchyard.rule AS l ON l.kind = 'concurrency' AND l.name = g.name
     WHERE g.kind = 'slot' AND g.key = ANY(slots);
@@ -223,14 +230,24 @@ BEGIN
         IF coalesce(rate_left[r], false) OR coalesce(slot_left[s], false) OR coalesce(slot_left[queue_at], false) THEN
             CONTINUE;
         END IF;
-        -- A slot is taken before a rate. Where there is a line, only who was woken from it comes before its end.
+        -- A slot is taken before a rate. Where there is a line, only who was woken from it comes before its end,
+        -- and who was promised a time, which he was before it formed; nobody comes before a turn that is out.
         blocked := CASE
-            WHEN used[s] >= slot_limit[s] OR (lined[s] AND slot_limit[s] > 0 AND job_line[i] IS DISTINCT FROM slots[s]) THEN s
-            WHEN used[queue_at] >= queue_limit OR (lined[queue_at] AND job_line[i] IS DISTINCT FROM queue_key) THEN queue_at
+            WHEN used[s] >= slot_limit[s] OR (
+                slot_limit[s] > 0 AND job_line[i] IS DISTINCT FROM slots[s]
+                AND (turned[s] OR (lined[s] AND job_promise[i] IS NULL))
+            ) THEN s
+            WHEN used[queue_at] >= queue_limit OR (
+                job_line[i] IS DISTINCT FROM queue_key
+                AND (turned[queue_at] OR (lined[queue_at] AND job_promise[i] IS NULL))
+            ) THEN queue_at
         END;
         IF blocked IS NOT NULL THEN
             blocked_ids := blocked_ids || jobs[i];
             blocked_keys := blocked_keys || slots[blocked];
+            IF job_line[i] <> slots[blocked] THEN
+                passed_on := passed_on || job_line[i];
+            END IF;
             lined[blocked] := true;
             CONTINUE;
         END IF;
@@ -250,6 +267,9 @@ BEGIN
                     tails[r] := base + cost;
                 END IF;
                 soonest := least(soonest, slot);
+                IF job_line[i] IS NOT NULL THEN
+                    passed_on := passed_on || job_line[i];
+                END IF;
                 CONTINUE;
             END IF;
         END IF;
@@ -307,12 +327,15 @@ BEGIN
             n.id, n.key,
             CASE
                 WHEN n.back THEN n.line
-                ELSE n.first + sum(CASE WHEN n.back THEN 0 ELSE 1 / n.weight END) OVER (PARTITION BY n.key, n.flow ORDER BY n.place)
+                -- Who has had his turn is the first, when his time comes while all slots are taken.
+                WHEN n.promised THEN n.clock
+                ELSE n.first + sum(CASE WHEN n.back OR n.promised THEN 0 ELSE 1 / n.weight END)
+                    OVER (PARTITION BY n.key, n.flow ORDER BY n.place)
             END AS tag
         FROM (
             SELECT
                 u.id, u.key, u.place, w.line, coalesce(w.fair_key, '') AS flow, coalesce(w.fair_weight, 1) AS weight,
-                coalesce(w.blocked_on = u.key, false) AS back,
+                coalesce(w.blocked_on = u.key, false) AS back, w.reserved_version IS NOT NULL AS promised, g.clock,
                 greatest(g.clock, (
                     SELECT max(o.line)
                     FROM switchyard.job AS o
@@ -333,6 +356,11 @@ BEGIN
     UPDATE switchyard.gate AS g
     SET used_at = moment
     WHERE g.kind = 'slot' AND g.key = ANY(slots) AND g.used_at < moment - interval '10 minutes';
+    -- Of those alone whose gates are held, by the order of locks; those of a limit that is gone a keeper finds.
+    passed_on := ARRAY(SELECT DISTINCT p.key FROM unnest(passed_on) AS p (key) WHERE p.key = ANY(slots));
+    IF passed_on <> '{}' THEN
+        more := switchyard.wake_waiters(passed_on) > 0 OR more;
+    END IF;
 END $$;
 
 -- name: wake_waiters_function
@@ -494,6 +522,10 @@ UPDATE switchyard.job SET next_publish_at = clock_timestamp() WHERE id = ANY(ARR
 -- name: free_slots
 -- Jobs have left their slots.
 SELECT switchyard.free_slots(%(ids)s::bigint[]);
+
+-- name: wake_waiters
+-- Nobody is in the way of those who wait for these keys any more.
+SELECT switchyard.wake_waiters(%(keys)s::text[]);
 
 -- name: wake_missed
 -- Keys with waiters and, as it seems, a free slot: whoever should have been woken and was not. The lines are walked key by key, each once.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from time import monotonic
 from urllib.parse import urlsplit
@@ -11,10 +13,13 @@ import pytest
 
 import migrations
 import switchyard
+from errors import LedgerUnavailable
 from ledger.states import State
+from settings import variables
 from tests.acceptance.jobs import TABLE, declare
 from tests.conformance.system import System
 from tests.rig.postgres import PrivatePostgres
+from tests.rig.processes import ROOT, base_environment
 from tests.rig.rabbitmq import PrivateRabbit
 from tests.rig.redis import PrivateRedis
 from tests.rig.waiting import wait_until
@@ -90,6 +95,33 @@ def test_a_broker_that_is_frozen_delays_no_send(carrier, outage):
     assert count(system, "pending") == 31
 
 
+SCRIPT = """
+import switchyard
+from tests.acceptance.worker import actors
+actors.quick.send(1)
+"""
+
+
+def test_a_script_whose_broker_is_frozen_ends_all_the_same_and_its_job_is_published_later(carrier, outage):
+    system, workers = outage
+    environment = base_environment() | variables(system.settings) | {"PYTHONPATH": str(ROOT)}
+    carrier.freeze()
+    try:
+        began = monotonic()
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+        )
+        took = monotonic() - began
+    finally:
+        carrier.thaw()
+
+    assert done.returncode == 0, done.stderr
+    # Two seconds for the broker; the rest is the interpreter's.
+    assert took < 12
+    workers(WORKER)
+    wait_until(lambda: count(system, "completed") == 1, 60, "it is published by the relay, and runs")
+
+
 def test_a_broker_killed_while_jobs_flow_loses_none(carrier, outage):
     system, workers = outage
     workers(WORKER)
@@ -122,12 +154,46 @@ def ledger_server():
     server.stop()
 
 
-def test_results_are_held_while_postgres_is_away_and_nothing_runs_twice(ledger_server, settings, broker_name, tmp_path):
-    name = f"outage_{broker_name}"
-    with psycopg.connect(ledger_server.url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    url = urlsplit(ledger_server.url)._replace(path=f"/{name}").geturl()
+def ledger_of(server, name):
+    """A migrated database of that server; its URL."""
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}".encode())
+    url = urlsplit(server.url)._replace(path=f"/{name}").geturl()
     migrations.upgrade(url)
+    return url
+
+
+def test_a_send_to_a_frozen_postgres_gives_up_in_time_and_can_be_made_again(ledger_server, settings, broker_name):
+    url = ledger_of(ledger_server, f"frozen_{broker_name}")
+    fields = {"database_url": type(settings.redis_url)(url), "send_timeout": 1.0}
+    system = System(settings.model_copy(update=fields), declare)
+    try:
+        first = system.jobs.quick.send(0)
+        ledger_server.freeze()
+        try:
+            began = monotonic()
+            with pytest.raises(LedgerUnavailable, match="send the same message again") as unknown:
+                system.jobs.quick.send(1)
+            assert monotonic() - began < 5
+        finally:
+            ledger_server.thaw()
+
+        assert unknown.value.message.args == (1,)
+        # Whether the first one arrived after all or not.
+        for _ in range(2):
+            again = system.broker.enqueue(unknown.value.message)
+
+        assert again.message_id == unknown.value.message.message_id
+        assert {id_ for (id_,) in system.rows("SELECT message_id::text FROM switchyard.job")} == {
+            first.message_id,
+            again.message_id,
+        }
+    finally:
+        system.close()
+
+
+def test_results_are_held_while_postgres_is_away_and_nothing_runs_twice(ledger_server, settings, broker_name, tmp_path):
+    url = ledger_of(ledger_server, f"outage_{broker_name}")
     system = System(settings.model_copy(update={"database_url": type(settings.redis_url)(url)}), declare)
     workers = Workers(system.settings, tmp_path)
     try:

@@ -199,6 +199,17 @@ def _declare_reporting(actor: Any, actors: SimpleNamespace) -> None:
         job.log("line one")
         job.log("line two \x00 \ud800")
 
+    @actor()
+    def reports_a_lot(seconds: float) -> int:
+        job, calls = current_job(), 0
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            calls += 1
+            job.progress(50, str(calls))
+        for number in range(20):
+            job.log(str(number))
+        return calls
+
     @actor(max_retries=0)
     def reports_then_fails() -> None:
         current_job().progress(10, "first")
@@ -209,6 +220,13 @@ def _declare_reporting(actor: Any, actors: SimpleNamespace) -> None:
     def parent() -> str:
         child: str = actors.echo.send("child").message_id
         return child
+
+    @actor(max_retries=0)
+    def sends_and_fails(key: str) -> None:
+        note(key, actors.echo.send("child").message_id)
+        if not gate(key).wait(30):
+            raise TimeoutError(key)
+        raise ValueError("after it has sent")
 
     @actor()
     def who_am_i() -> dict[str, Any]:

@@ -381,6 +381,20 @@ def test_an_actors_plain_send_commits_at_once_with_its_parent(system):
     assert child.parent_id == parent.message_id
 
 
+def test_an_actors_plain_send_runs_while_its_parent_does_and_stays_when_that_fails(system):
+    key = new_key()
+    parent = system.jobs.sends_and_fails.send(key)
+    wait_until(lambda: jobs.seen.get(key))
+    (child,) = jobs.seen[key]
+
+    wait_until(lambda: system.job(child).state is State.COMPLETED)
+    assert system.job(parent).state is State.RUNNING
+    jobs.gate(key).set()
+
+    assert system.ended(parent).state is State.DEAD
+    assert (system.job(child).state, system.job(child).parent_id) == (State.COMPLETED, parent.message_id)
+
+
 def test_autocommit_is_refused(system):
     with (
         psycopg.connect(url_for(system.settings), autocommit=True) as connection,

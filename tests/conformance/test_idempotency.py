@@ -155,6 +155,13 @@ def test_a_key_lasts_as_long_as_its_time_and_not_as_its_job(running, key):
     assert charge(running, key, 2).message_id != first.message_id
 
 
+def test_a_key_lasts_a_day_unless_told_otherwise(running, key):
+    charge(running, key)
+
+    bound = switchyard.find_by_key("charge", key)
+    assert (bound.expires_at - bound.created_at).total_seconds() == pytest.approx(86_400, abs=5)
+
+
 def test_a_forgotten_key_is_free(running, key):
     first = charge(running, key)
 

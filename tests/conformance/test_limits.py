@@ -86,6 +86,10 @@ def declare(broker: Broker) -> SimpleNamespace:
         with switchyard.current_job().transaction() as connection:
             connection.execute("SELECT 1")
 
+    @actor(rate_limit="50/second", rate_limit_burst=1, concurrency=1, queue_name="both")
+    def both(key: str, label: str) -> None:
+        log(key, label)
+
     @actor(queue_name="narrow")
     def plain(key: str) -> None:
         log(key)
@@ -110,6 +114,14 @@ def shared_limits(make_settings: Callable[..., Any]) -> Iterator[System]:
 def system(shared_limits: System) -> System:
     """A running system that all of these cases of one broker use: keys are of each test's own."""
     return shared_limits
+
+
+@pytest.fixture
+def fresh_limits(make_settings: Callable[..., Any]) -> Iterator[System]:
+    """A running system of a test's own, with two threads."""
+    system = System(make_settings(), declare).start(threads=2)
+    yield system
+    system.close()
 
 
 @pytest.fixture
@@ -215,6 +227,38 @@ def test_one_after_the_other_per_key_in_order_and_keys_beside_each_other(system,
 
     assert [log.most[f"{key} {number}"] for number in range(3)] == [1, 1, 1]
     assert [log.order[f"{key} {number}"] for number in range(3)] == [[str(n) for n in range(30) if n % 3 == m] for m in range(3)]
+
+
+def test_a_rate_and_slots_together_wait_for_no_sweep(system, key):
+    began = monotonic()
+
+    switchyard.enqueue_many([system.jobs.both.message(key, str(number)) for number in range(40)])
+    system.broker.join("both", timeout=60_000)
+
+    # 0.8 s by the rate; were each woken by a sweep, half a second apart, it would be twenty.
+    assert monotonic() - began < 8
+    assert log.most[key] == 1
+    # Neighbours may change places where one of them waits for the rate's next moment and the other is woken.
+    assert sorted(log.order[key], key=int) == [str(number) for number in range(40)]
+    assert all(abs(int(label) - place) <= 5 for place, label in enumerate(log.order[key])), log.order[key]
+
+
+def test_a_limited_job_is_claimed_for_an_idle_thread_alone(fresh_limits, key):
+    busy = [fresh_limits.jobs.two.send(key) for _ in range(2)]
+    wait_until(lambda: log.running[key] == 2)
+
+    message = fresh_limits.jobs.fast.send()
+
+    # Its trigger has been seen, and it has had a look at the ledger itself: it stays pending, and takes nothing of its rate.
+    wait_until(
+        lambda: fresh_limits.rows(
+            "SELECT 1 FROM switchyard.job WHERE actor = 'fast' AND age(clock_timestamp(), created_at) > '2.5 s'"
+        )
+    )
+    assert (fresh_limits.job(message).state, fresh_limits.job(message).attempt) == (State.PENDING, 0)
+    assert fresh_limits.rows("SELECT 1 FROM switchyard.gate WHERE kind = 'rate' AND tat IS NOT NULL") == []
+    log.open(key)
+    assert [fresh_limits.ended(sent).attempt for sent in (*busy, message)] == [1, 1, 1]
 
 
 def test_a_tenant_with_many_jobs_does_not_hold_up_another(system, key):

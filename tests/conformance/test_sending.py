@@ -232,6 +232,31 @@ def test_progress_and_log_lines_are_on_view(system):
     assert (late.progress, late.stage) == (70, "second")
 
 
+# What is written of a running job is no broker's business.
+@pytest.mark.parametrize("broker_name", ["postgres"], indirect=True)
+def test_progress_is_written_twice_a_second_at_most_and_lines_up_to_a_bound(fresh, broker_name):
+    system = fresh(max_log_lines=5)
+    for statement in (
+        "CREATE TABLE public.written (stage text)",
+        "CREATE FUNCTION public.note_progress() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN INSERT INTO public.written VALUES (NEW.stage); RETURN NULL; END'",
+        "CREATE TRIGGER note_progress AFTER UPDATE ON switchyard.job FOR EACH ROW"
+        " WHEN (OLD.stage IS DISTINCT FROM NEW.stage) EXECUTE FUNCTION public.note_progress()",
+    ):
+        system.database.run(lambda connection, statement=statement: connection.execute(statement.encode()))
+    system.start(threads=1)
+
+    message = system.jobs.reports_a_lot.send(1.6)
+    job = system.ended(message)
+
+    # At the start, then every half second, and the last one at the end.
+    assert len(system.rows("SELECT stage FROM public.written")) <= 5
+    assert job.result > 100
+    assert job.stage == str(job.result)
+    lines = [line.line for line in switchyard.logs(message.message_id)]
+    assert lines == ["0", "1", "2", "3", "4", "[further lines are not stored: MAX_LOG_LINES is 5]"]
+
+
 def test_a_job_knows_itself(system):
     message = system.jobs.who_am_i.send_with_options(max_retries=4)
 

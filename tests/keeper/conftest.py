@@ -8,6 +8,8 @@ from ledger.database import Database
 from runtime.counters import Counters
 from runtime.routes import Routes
 from settings import load
+from tests.conformance.system import System
+from tests.keeper.scheduling import declare_actors
 
 
 class Node:
@@ -65,3 +67,18 @@ def ledger(database):
 @pytest.fixture
 def node(database, database_url):
     return Node(load(database_url=database_url), database)
+
+
+@pytest.fixture
+def system(settings):
+    """A system with schedules whose worker is not started: tests take the keeper's turns themselves."""
+    system = System(settings, declare_actors)
+    yield system
+    system.close()
+
+
+@pytest.fixture
+def keeper(system):
+    """A keeper's connection."""
+    with system.database.dedicated("keeper") as connection:
+        yield connection

@@ -74,6 +74,19 @@ def released(id_: int, by: str) -> Finish:
     return Finish(id=id_, token=by, state=State.PENDING, started=monotonic(), finished=monotonic(), outcome="released")
 
 
+def die(ledger: Conn, error: str = "no", *, reason: str = "max_retries", error_type: str = "ValueError", **fields: Any) -> int:
+    """A job whose worker ended it as dead, its row's id."""
+    id_ = add(ledger, **fields)
+    by = claim(ledger, id_)
+    write.finish(ledger, [failed(id_, by, state=State.DEAD, error=error, error_type=error_type, dead_reason=reason)])
+    return id_
+
+
+def name_of(ledger: Conn, id_: int) -> str:
+    """The message id of a row."""
+    return str(fetch(ledger, id_, "message_id"))
+
+
 def add_in(ledger: Conn, state: State, **fields: Any) -> int:
     """A job in the given state."""
     id_ = add(ledger, **({"delay": 3_600.0} if state is State.SCHEDULED else {}), **fields)

@@ -10,9 +10,13 @@ from psycopg import Connection
 from ledger import limits, write
 from ledger.limits import Admitted, Rule
 from ledger.records import JobControl
-from tests.ledger.factory import LEASE, clear, new_job, token
+from tests.ledger.factory import LEASE, clear, completed, new_job, token
 
 Conn = Connection[Any]
+
+#: What of a job's control has it counted by the rate, and by the slots, of the actor ``work``.
+KEYED: dict[str, Any] = {"rate_key": "work", "rate_cost": 1}
+SLOT: dict[str, Any] = {"concurrency_key": "work"}
 
 #: Noon of some day: tests count seconds from here.
 NOON = datetime(2100, 1, 1, 12, tzinfo=UTC)
@@ -38,6 +42,11 @@ def at_once(amount: int) -> Rule:
     return Rule("concurrency", "work", amount)
 
 
+def declare(ledger: Conn, *rules: Rule) -> None:
+    """Put limits in force, as a worker that starts."""
+    limits.declare_rules(ledger, rules)
+
+
 def add_limited(ledger: Conn, count: int = 1, *, control: dict[str, Any] | None = None, **fields: Any) -> list[int]:
     """Jobs of the actor ``work``; their rows' ids."""
     return [
@@ -51,6 +60,14 @@ def admit(ledger: Conn, when: float | None = None, *, idle: int = 1_000, **field
     arguments: dict[str, Any] = {"actors": ["work"], "worker": "w1", "token": token(), "lease": LEASE}
     now = None if when is None else at(when)
     return limits.admit(ledger, fields.pop("queue", "default"), idle=idle, now=now, **(arguments | fields))
+
+
+def finish_limited(ledger: Conn, *ids: int) -> None:
+    """Running jobs complete, and free their slots."""
+    entries = [completed(id_, str(fetch(ledger, id_, "token"))) for id_ in ids]
+    for entry in entries:
+        entry.limited = True
+    assert write.finish(ledger, entries) == set(ids)
 
 
 def come_due(ledger: Conn, when: float) -> list[int]:

@@ -362,14 +362,16 @@ def test_a_followers_conflict_does_not_undo_its_job(keyed):
 
 def test_what_is_in_the_way_for_ever_is_an_error_and_not_a_success(keyed, monkeypatch):
     write.enqueue(keyed, sent())
-    # Expired whenever it is looked at, and never gone.
-    monkeypatch.setitem(SQL, "drop_expired_keys", "SELECT 1 WHERE %(kind)s = %(keys)s")
+    # Expired whenever it is looked at, and never gone; each look is counted, also those of a transaction that is rolled back.
+    keyed.execute("CREATE SEQUENCE public.looks")
+    monkeypatch.setitem(SQL, "drop_expired_keys", "SELECT nextval('public.looks') WHERE %(kind)s <> %(keys)s")
     keyed.execute("UPDATE switchyard.idempotency SET expires_at = clock_timestamp()")
 
     with pytest.raises(LedgerUnavailable, match="changed hands 5 times"):
         write.enqueue(keyed, sent())
 
     assert jobs(keyed) == 1
+    assert keyed.execute("SELECT last_value FROM public.looks").fetchone() == (5,)
 
 
 def args(ledger, id_):

@@ -240,3 +240,21 @@ def test_of_two_edits_the_second_builds_on_the_first(two):
     edited, seen = two.waits_for(edit_of(two.first, id_), lambda: control.lock_waiting(two.second, name))
 
     assert (edited, seen.payload["args"], seen.concurrency_key) == (True, ["b"], "work:b")
+
+
+def test_a_decision_takes_the_clock_when_it_has_the_key_and_not_before(two):
+    limits.declare_rules(two.onlooker, [limits.Rule("rate", "work", 2, 1.0, 1)])
+    first, second = add_limited(two.onlooker, 2, control={"rate_key": "work", "rate_cost": 1})
+    two.onlooker.execute("INSERT INTO switchyard.gate (kind, key, name) VALUES ('rate', 'work', 'work')")
+
+    with two.second.transaction():
+        two.second.execute("SELECT key FROM switchyard.gate FOR UPDATE")
+        deciding = Meanwhile(lambda: ids_of(two.first, examine=1))
+        wait_for_lock(two.onlooker, two.first.info.backend_pid)
+        # Longer than one job keeps the next one waiting.
+        two.second.execute("SELECT pg_sleep(0.7)")
+
+    assert deciding.result() == [first]
+    # It starts now and not when it began to wait, so the next one is half a second off.
+    assert ids_of(two.onlooker) == []
+    assert fetch(two.onlooker, second, "wait_reason") == "rate_limit"

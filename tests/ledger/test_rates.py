@@ -120,6 +120,9 @@ def test_two_processes_that_decide_at_once_never_admit_more_than_either_alone(da
             thread.start()
         for thread in threads:
             thread.join()
+        # Whoever looked while another decided found nothing to look at, so some may be left.
+        while found := len(admit(ledger, 0.0, idle=1).jobs):
+            log.append(found)
 
     database.close()
     assert sum(log) == 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from time import monotonic
 
 import pytest
 
@@ -182,6 +183,28 @@ def test_closing_publishes_what_is_left_first(publisher, outlet):
 
     assert outlet.published == list(range(500))
     assert outlet.calls[-2:] == ["flush", "close"]
+
+
+def test_an_exit_waits_two_seconds_for_a_broker_that_takes_for_ever(publisher, outlet):
+    publishing, go_on = threading.Event(), threading.Event()
+
+    def for_ever(batch):
+        publishing.set()
+        go_on.wait(60)
+        return []
+
+    outlet.publish = for_ever
+    publisher.offer("fake", triggers(1))
+    assert publishing.wait(10)
+
+    try:
+        began = monotonic()
+        publisher.close()
+        took = monotonic() - began
+    finally:
+        go_on.set()
+
+    assert 2 <= took < 5
 
 
 def test_offers_from_many_threads_all_arrive(publisher, outlet):
