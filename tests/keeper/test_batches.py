@@ -17,7 +17,7 @@ from ledger.states import State
 from settings import Settings
 from tests.keeper.conftest import Broker, Node
 from tests.ledger.factory import age_lease, claim, completed, fetch
-from tests.ledger.test_batches import add_batch, add_members, add_step, end, sent
+from tests.ledger.workflow_rows import add_batch, add_members, add_step, end, sent
 
 DAY = 86_400.0
 
