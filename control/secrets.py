@@ -16,7 +16,7 @@ from typing import Any, Final
 from control import access
 from errors import PayloadError, SecretUnreadable, SettingsError
 from ledger.database import BoundedConnection
-from ledger.sealed import MARK, MASK, is_sealed, sealed_values
+from ledger.sealed import MARK, holds_sealed, is_sealed, masked, places_of, sealed_values
 from ledger.sql import SQL
 from runtime.secrets import Keyring
 
@@ -57,23 +57,32 @@ def kept_secrets(
     ring = Keyring(keys)
 
     def kept(before: Any, value: Any) -> Any:
-        if not is_sealed(before) or is_sealed(value):
-            return value
-        if value == MASK:
+        # What was shown, be it a list of results that it was given one by one.
+        if holds_sealed(before) and value == masked(before):
             return before
+        field = _field(actor, before)
+        if field is None or holds_sealed(value):
+            return value
         if not ring:
-            raise PayloadError(actor, before["field"], "is secret, and SECRET_KEYS is not set here")
-        return ring.seal(actor, before["field"], value, message_id)
+            raise PayloadError(actor, field, "is secret, and SECRET_KEYS is not set here")
+        return ring.seal(actor, field, value, message_id)
 
     before = [*payload["args"], *(None for _ in args)]
-    known = {envelope["field"]: envelope for envelope in (*payload["args"], *payload["kwargs"].values()) if is_sealed(envelope)}
+    known = {field: value for value in (*payload["args"], *payload["kwargs"].values()) if (field := _field(actor, value))}
     new_args = [kept(before[place], value) for place, value in enumerate(args)]
     new_kwargs = {name: kept(known.get(name), value) for name, value in kwargs.items()}
-    found = {envelope["field"] for envelope in (*new_args, *new_kwargs.values()) if is_sealed(envelope)}
+    found = {field for value in (*new_args, *new_kwargs.values()) if (field := _field(actor, value))}
     if missing := sorted(known.keys() - found):
         reason = "is secret in this job; give it where it was, or change the job in a program that imports the actor"
         raise PayloadError(actor, missing[0], reason)
     return new_args, new_kwargs
+
+
+def _field(actor: str, value: Any) -> str | None:
+    """The secret argument of this actor that a stored value is; None: it is none."""
+    if is_sealed(value) and (value["actor"], value["field"]) in places_of(value):
+        return value["field"]
+    return next((field for envelope in sealed_values(value) for one, field in places_of(envelope) if one == actor), None)
 
 
 def rotate_secrets(

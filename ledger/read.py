@@ -275,7 +275,7 @@ def job_rows(connection: Conn, where: list[str], values: dict[str, Any], rest: s
 
 def job_of(row: dict[str, Any]) -> Job:
     payload = masked(row["payload"])
-    fields = {name: row[name] for name in _PLAIN}
+    fields = {name: row[name] for name in _PLAIN} | {"result": masked(row["result"])}
     return Job(
         id=row["message_id"],
         state=State(row["state"]),

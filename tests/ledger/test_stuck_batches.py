@@ -7,7 +7,9 @@ import pytest
 from errors import BatchClosed
 from ledger import batches, control, dead
 from ledger.batch import get_batch, list_batches
+from ledger.sql import SQL
 from ledger.states import State
+from tests.ledger.blocking import Meanwhile, wait_for_lock
 from tests.ledger.factory import add, add_in, fetch
 from tests.ledger.workflow_rows import add_batch, add_members, add_step, callback, end, name_of, replay, sent
 
@@ -238,9 +240,14 @@ def test_a_step_is_replayed_while_its_batch_ends_and_neither_waits_in_a_circle(t
     end(two.first, lost)
     name = name_of(two.first, step)
 
-    done = two.waits_for(lambda: dead.replay(two.first, name), lambda: batches.close(two.second, [batch]))
+    with two.first.transaction():
+        two.first.execute(SQL["replay"], {"message_id": name, "queue": None, "payload": None})
+        closing = Meanwhile(lambda: batches.close(two.second, [batch]))
+        # It holds the batch, and waits for the step.
+        wait_for_lock(two.onlooker, two.second.info.backend_pid)
+        assert batches.wait_again(two.first, [name])
 
-    assert done == (True, True)
+    assert closing.result()
     assert (fetch(two.first, step, "state"), fetch(two.first, step, "payload")["args"]) == ("pending", [[None]])
 
 
