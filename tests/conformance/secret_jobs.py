@@ -74,6 +74,11 @@ def declare(broker: Broker) -> SimpleNamespace:
         logging.getLogger("theirs").warning("card %s", card)
         jobs.note(key, card)
 
+    @actor(secret=("card",), queue_name="parked")
+    def waits(key: str, card: str) -> str:
+        jobs.note(key, card)
+        return key
+
     @actor()
     def makes(key: str) -> str:
         return made(key)
@@ -110,6 +115,10 @@ def declare(broker: Broker) -> SimpleNamespace:
     @actor(secret=("result",))
     def after_secretly(message: dict[str, Any], result: Any) -> None:
         jobs.note(f"after {message['message_id']}", result)
+
+    @actor(secret=("message", "result"), queue_name="parked")
+    def after_all_secretly(message: dict[str, Any], result: Any) -> None:
+        jobs.note(f"after {message['message_id']}", message["args"])
 
     @actor()
     def after_openly(message: dict[str, Any], result: Any) -> None:

@@ -10,7 +10,7 @@ from dramatiq import pipeline
 from pydantic import SecretStr
 
 import switchyard
-from control.secrets import rotate_secrets
+from control.secrets_rotation import rotate_secrets
 from errors import IdempotencyConflict, OptionError, PayloadError
 from ledger.sealed import MASK, is_sealed
 from ledger.states import State
@@ -287,9 +287,9 @@ def test_a_key_is_changed_while_jobs_wait(make_settings, key, canary):
 
     system = system_with(f"{NEW},{OLD}")
     fresh = system.jobs.parked.send(key + "d", canary)
-    counted = rotate_secrets(system.settings.secret_key_bytes, dry_run=True)
-    done = rotate_secrets(system.settings.secret_key_bytes)
-    again = rotate_secrets(system.settings.secret_key_bytes)
+    counted = rotate_secrets(system.settings, dry_run=True)
+    done = rotate_secrets(system.settings)
+    again = rotate_secrets(system.settings)
     assert (counted.looked_at, counted.rotated) == (4, 3)
     assert (done.rotated, done.missed, done.unreadable, done.running, again.rotated) == (3, 0, 0, 0, 0)
     system.close()
@@ -297,7 +297,7 @@ def test_a_key_is_changed_while_jobs_wait(make_settings, key, canary):
     # The old key is gone.
     system = system_with(NEW)
     try:
-        assert rotate_secrets(system.settings.secret_key_bytes).unreadable == 0
+        assert rotate_secrets(system.settings).unreadable == 0
         assert switchyard.replay(dead.message_id)
         system.start(threads=2)
         for message in (waiting, dead, fresh):
