@@ -223,6 +223,22 @@ def test_a_job_that_is_changed_while_it_is_rotated_is_not_changed_back(system_wi
     assert rotated(system).rotated == 0
 
 
+def test_a_job_that_is_claimed_while_it_is_rotated_is_left(system_with, key):
+    sent = system_with(OLD).jobs.waits.send(key, "4111")
+    system = system_with(BOTH)
+    url = system.settings.database_url.get_secret_value()
+    ((id_,),) = system.rows("SELECT id FROM switchyard.job")
+    with psycopg.connect(url) as worker, psycopg.connect(url, autocommit=True) as onlooker:
+        assert write.claim_by_id(worker, [id_], actors=["waits"], worker="w1", token=str(uuid.uuid4()), lease=60.0)
+        rotating = Meanwhile(lambda: rotate_secrets(system.settings))
+        wait_until(lambda: waiting(onlooker), 20, "the rotation waits for the row")
+        worker.commit()
+        found = rotating.result(20)
+
+    assert (found.rotated, found.running, found.missed) == (0, 1, 0)
+    assert system.job(sent).state is State.RUNNING
+
+
 def waiting(onlooker) -> bool:
     rows = onlooker.execute("SELECT 1 FROM pg_locks WHERE NOT granted AND locktype IN ('transactionid', 'tuple')").fetchall()
     return bool(rows)
