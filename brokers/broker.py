@@ -103,7 +103,7 @@ class SwitchyardBroker(Broker):
         self._hooks: dict[str, list[tuple[Middleware, Callable[..., Any]]]] = {}
         self._controls: list[Any] = [entry for entry in middleware if hasattr(entry, "control_of")]
         #: The middleware that keeps arguments secret.
-        self._seals: Seals | None = next((entry for entry in middleware if isinstance(entry, Seals)), None)
+        self.seals: Seals | None = next((entry for entry in middleware if isinstance(entry, Seals)), None)
         self.publisher = Publisher(
             outlet=lambda name: transports[name].sender(),
             # Any queue's depth: the cheapest question that only a living broker answers.
@@ -351,8 +351,8 @@ class SwitchyardBroker(Broker):
 
     def _row(self, message: Message[Any], delay: float, origin: Origin) -> NewJob:
         limit, name = self.settings.max_payload_bytes, message.actor_name
-        if self._seals is not None:
-            message = self._seals.opened(message)
+        if self.seals is not None:
+            message = self.seals.opened(message)
         payload = encode_payload(name, message.args, message.kwargs, limit)
         # What keys are made of and compared by is what the body gets.
         jobs_control = control(message, self.actors.get(name), self._controls, payload)
@@ -384,7 +384,7 @@ class SwitchyardBroker(Broker):
 
     def shown(self, message: Message[Any]) -> Message[Any]:
         """The message as it may be stored and shown: with its secrets sealed. Raises: OptionError: they cannot be."""
-        return message if self._seals is None else self._seals.sealed(message)
+        return message if self.seals is None else self.seals.sealed(message)
 
     # Working.
 

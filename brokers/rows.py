@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 from uuid import UUID
 
-from dramatiq import Actor, Message
+from dramatiq import Actor, Message, MessageProxy
 
 from errors import OptionError
 from ledger.records import Enqueued
+from ledger.sealed import Envelope, Place
 from runtime.options import option
 from settings import check_queue
 
@@ -33,6 +35,15 @@ class Seals(Protocol):
 
     def sealed(self, message: Message[Any]) -> Message[Any]:
         """The message as it may be stored and shown. Raises: OptionError."""
+
+    def place_at(self, actor_name: str, position: int) -> Place | None:
+        """The secret argument at a position of a call of an actor."""
+
+    def takers(self, message: Message[Any] | MessageProxy) -> tuple[Place, ...]:
+        """The secret arguments that a job's result goes to. Raises: OptionError."""
+
+    def seal_result(self, takers: Sequence[Place], result: Any, message_id: str) -> Envelope:
+        """The result of a job, encrypted for them. Raises: OptionError."""
 
 
 class Origin(NamedTuple):

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import click
 
 from cli.reporting import reported
-from control.secrets import rotate_secrets
+from control.secrets_rotation import Rotation, rotate_secrets
 from runtime.secrets import new_key
 from switchyard import settings
 
@@ -24,28 +24,38 @@ def new_key_command() -> None:
     click.echo(new_key())
 
 
-@secrets_group.command("rotate", short_help="Encrypt the secrets of waiting jobs with the first key.")
+@secrets_group.command("rotate", short_help="Encrypt everything that is secret with the first key.")
 @click.option("--dry-run", is_flag=True, help="Only count.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @reported
 def rotate_command(dry_run: bool, as_json: bool) -> None:
-    """Encrypt the secrets of every job that waits, or is dead or cancelled, with the first key of SECRET_KEYS.
+    """Encrypt the secrets of every job that waits, or is dead or cancelled, with the first key of SECRET_KEYS; those of the callbacks that
+    batches keep; and secret results. Fingerprints of sends with an idempotency key are made anew as well.
 
     Safe while jobs flow, and to run again. The exit code is 1 while something is left that needs another key: then keep the old one.
     """
-    found = rotate_secrets(settings().secret_key_bytes, dry_run=dry_run)
+    found = rotate_secrets(settings(), dry_run=dry_run)
     if as_json:
         click.echo(json.dumps(asdict(found)))
     else:
-        what = "would be" if dry_run else "were"
-        click.echo(f"{found.rotated:,} of {found.looked_at:,} jobs with secrets {what} encrypted with the first key")
-        if found.missed:
-            click.echo(f"{found.missed:,} changed meanwhile: run this again", err=True)
-        if found.running:
-            click.echo(f"{found.running:,} are running, and may wait again with an older key: run this again later", err=True)
-        if found.unreadable:
-            click.echo(
-                f"{found.unreadable:,} cannot be read with any key of SECRET_KEYS: add the key they were sent with", err=True
-            )
-    if found.missed or found.running or found.unreadable:
+        _say(found, "would be" if dry_run else "were")
+    if not found.is_complete:
         raise SystemExit(1)
+
+
+def _say(found: Rotation, were: str) -> None:
+    click.echo(f"{found.rotated:,} of {found.looked_at:,} jobs with secrets {were} encrypted with the first key")
+    click.echo(f"{found.batches_rotated:,} of {found.batches:,} batches with secret callbacks {were}")
+    click.echo(f"{found.keys_rotated:,} of {found.keys:,} idempotency keys {were} given a fingerprint of the first key")
+    left = (
+        (found.missed, "changed meanwhile: run this again"),
+        (found.running, "are running, and may wait again with an older key: run this again later"),
+        (found.unreadable, "cannot be read with any key of SECRET_KEYS: add the key they were sent with"),
+        (
+            found.keys_left,
+            "idempotency keys need an older key until they expire, or a repeated send is refused: their jobs were changed or removed",
+        ),
+    )
+    for count, what in left:
+        if count:
+            click.echo(f"{count:,} {what}", err=True)

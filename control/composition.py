@@ -24,7 +24,9 @@ from brokers.broker import SwitchyardBroker
 from control.cancel import cancel, cancel_many
 from ledger import batches
 from ledger.records import Enqueued, JobControl, NewBatch, NewJob
+from ledger.sealed import Place as SecretPlace
 from middleware.group_callbacks import callback_rows
+from middleware.secret_results import exposed
 from runtime.context import current_claim
 
 #: What completes a workflow, or a part of it.
@@ -32,7 +34,7 @@ Part = Message[Any] | dramatiq.pipeline | dramatiq.group
 Callback = Message[Any] | Iterable[Message[Any]] | None
 
 #: Options of messages that only a workflow sets: they are made anew each time.
-_OURS: Final = ("pipe_target", "piped", "followed")
+_OURS: Final = ("pipe_target", "piped", "followed", "secret_for")
 
 
 class pipeline(dramatiq.pipeline):
@@ -202,6 +204,24 @@ def _run(part: Part, broker: SwitchyardBroker, delay: int | timedelta | None) ->
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class _Takers:
+    """The secret arguments that a result goes to, and an actor that stores it for all to read."""
+
+    secret: frozenset[SecretPlace] = frozenset()
+    plain: str | None = None
+
+    def with_more(self, more: Iterable[SecretPlace]) -> list[list[str]]:
+        """All the secret arguments, as the message option. Raises: OptionError: it would not stay secret."""
+        places = sorted({*self.secret, *more})
+        if places and self.plain is not None:
+            raise exposed(self.plain, *places[0])
+        return [list(place) for place in places]
+
+
+_NOBODY: Final = _Takers()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Place:
     """Where a part stands: in which batch, behind what, and whether something stands behind it."""
 
@@ -212,6 +232,8 @@ class _Place:
     parent: str | None = None
     ignored: bool = False
     followed: bool = False
+    #: Who gets its result.
+    takers: _Takers = _NOBODY
     #: How many results of its batch come before it.
     rank: int = 0
 
@@ -239,10 +261,16 @@ class _Tree:
 
     def _add_message(self, message: Message[Any], place: _Place) -> str:
         options: dict[str, Any] = message.options
-        if options or place.upstream is not None or place.followed:
+        seals = self._broker.seals
+        # Nothing that another run noted on it counts.
+        bare = message if message.options.keys().isdisjoint(_OURS) else _bare(message)
+        secret_for = [] if seals is None else place.takers.with_more(seals.takers(bare))
+        if options or place.upstream is not None or place.followed or secret_for:
             options = {name: value for name, value in options.items() if name not in _OURS}
         if place.upstream is not None and not place.ignored and not options.get("pipe_ignore"):
             options["piped"] = True
+        if secret_for:
+            options["secret_for"] = secret_for
         if place.followed:
             options["followed"] = True
         elif place.batch is not None:
@@ -258,16 +286,29 @@ class _Tree:
         upstream = place.upstream or ""
         for number, part in enumerate(parts):
             last = number == len(parts) - 1
-            upstream = self.add(part, dataclasses.replace(place, followed=place.followed or not last))
             actor = None if isinstance(part, dramatiq.group) else self._broker.actors.get(part.actor_name)
-            place = dataclasses.replace(
-                place,
-                upstream=upstream,
-                parent=place.parent if isinstance(part, dramatiq.group) else upstream,
-                # As in Dramatiq: of the actor whose result it is.
-                ignored=actor is not None and bool(actor.options.get("pipe_ignore")),
-            )
+            # As in Dramatiq: of the actor whose result it is.
+            ignored = actor is not None and bool(actor.options.get("pipe_ignore"))
+            takers = place.takers if last else _NOBODY if ignored else self._takers(parts[number + 1])
+            upstream = self.add(part, dataclasses.replace(place, followed=place.followed or not last, takers=takers))
+            parent = place.parent if isinstance(part, dramatiq.group) else upstream
+            place = dataclasses.replace(place, upstream=upstream, parent=parent, ignored=ignored)
         return upstream
+
+    def _takers(self, part: Part) -> _Takers:
+        """Who gets the result of what stands before a part."""
+        seals = self._broker.seals
+        if seals is None:
+            return _NOBODY
+        secret: set[SecretPlace] = set()
+        plain: str | None = None
+        for actor, position in {(step.actor_name, len(step.args)): None for step in _first(part)}:
+            taker = seals.place_at(actor, position)
+            if taker is None:
+                plain = actor
+            else:
+                secret.add(taker)
+        return _Takers(frozenset(secret), plain)
 
     def _add_group(self, part: dramatiq.group, place: _Place) -> str:
         id_ = part.id if isinstance(part, group) else str(uuid4())
@@ -325,6 +366,17 @@ class _Tree:
         empty = [batch.id for batch in self.batches if batch.total == 0]
         if empty:
             batches.close(connection, empty)
+
+
+def _first(part: Part) -> Iterator[Message[Any]]:
+    """The steps with which a part begins, but for those that are given no result."""
+    if isinstance(part, dramatiq.group):
+        for child in part.children:
+            yield from _first(child)
+    elif isinstance(part, dramatiq.pipeline):
+        yield from _first(part.messages[0])
+    elif not part.options.get("pipe_ignore"):
+        yield part
 
 
 def _bare(message: Message[Any]) -> Message[Any]:

@@ -24,11 +24,12 @@ Conn = Connection[Any]
 #: The most batches of one answer.
 MAX_LIMIT: Final = 200
 
-#: ``waiting``: for a step before it; ``failed``: every job has ended, and not all are completed. A replay may yet make it succeed.
+#: ``waiting``: for a step before it; ``failed``: every job has ended, and not all are completed, be it that it never began. A replay may
+#: yet make it succeed.
 BatchState = Literal["waiting", "open", "failed", "succeeded"]
 
 _CONDITIONS: Final[dict[str, str]] = {
-    "waiting": "b.waits_for IS NOT NULL",
+    "waiting": "b.waits_for IS NOT NULL AND b.completed_at IS NULL",
     "open": "b.waits_for IS NULL AND b.completed_at IS NULL",
     "failed": "b.completed_at IS NOT NULL AND b.succeeded_at IS NULL",
     "succeeded": "b.succeeded_at IS NOT NULL",
@@ -73,11 +74,11 @@ class Batch:
     @property
     def state(self) -> BatchState:
         """``waiting``, ``open``, ``failed`` or ``succeeded``."""
-        if self.waits_for is not None:
-            return "waiting"
         if self.succeeded_at is not None:
             return "succeeded"
-        return "open" if self.completed_at is None else "failed"
+        if self.completed_at is not None:
+            return "failed"
+        return "open" if self.waits_for is None else "waiting"
 
     @property
     def ended(self) -> int:

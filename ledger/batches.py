@@ -79,6 +79,9 @@ def cancel_hopeless(connection: Conn, removed: Sequence[tuple[str, str | None]])
     which cannot succeed any more. Returns how many jobs that were."""
     ids = sorted({batch for _, batch in removed if batch is not None})
     around = [row[0] for row in connection.execute(SQL["batches_around"], {"ids": ids}).fetchall()] if ids else []
+    if around:
+        connection.execute(SQL["lock_shrinking"], {"ids": around}).fetchall()
+        connection.execute(SQL["shrink_batches"], {"ids": ids}).fetchall()
     return cancel_followers(connection, [message_id for message_id, _ in removed] + around)
 
 
@@ -89,9 +92,12 @@ def wait_again(connection: Conn, message_ids: Sequence[str]) -> bool:
     """
     rows = connection.execute(SQL["wait_again"], {"message_ids": list(message_ids)}).fetchall()
     awaited = {row[0] for row in rows}
-    for statement in ("hold_upstreams", "hopeful_batches"):
-        if awaited:
-            awaited -= {row[0] for row in connection.execute(SQL[statement], {"ids": sorted(awaited)}).fetchall()}
+    if awaited:
+        awaited -= {row[0] for row in connection.execute(SQL["hold_upstreams"], {"ids": sorted(awaited)}).fetchall()}
+    if awaited:
+        # Before it is looked at, in a snapshot taken afterwards: whoever removes a job of it comes before that, or sees the steps waiting.
+        connection.execute(SQL["hold_batches"], {"ids": sorted(awaited)}).fetchall()
+        awaited -= {row[0] for row in connection.execute(SQL["hopeful_batches"], {"ids": sorted(awaited)}).fetchall()}
     return not awaited
 
 

@@ -171,14 +171,14 @@ def _conditions(
 def children(connection: Conn, message_id: str | UUID) -> list[Job]:
     """List the jobs that a job's actor sent, and the pipeline's step after it, the newest first, up to ``MAX_LIMIT``.
 
-    What is older than the job is not looked at; what is younger is, so this is quick for a young job alone.
-
     Raises:
         JobNotFound: no job has this id.
     """
-    where = ["parent_id = %(parent_id)s", "id > %(row_id)s"]
-    values = {"parent_id": _uuid(message_id), "row_id": _row_id(connection, message_id), "limit": MAX_LIMIT}
-    return [job_of(row) for row in job_rows(connection, where, values, "ORDER BY id DESC LIMIT %(limit)s")]
+    _row_id(connection, message_id)
+    values = {"parent_id": _uuid(message_id), "limit": MAX_LIMIT}
+    return [
+        job_of(row) for row in job_rows(connection, ["parent_id = %(parent_id)s"], values, "ORDER BY id DESC LIMIT %(limit)s")
+    ]
 
 
 def counts(connection: Conn) -> Counts:
@@ -275,7 +275,7 @@ def job_rows(connection: Conn, where: list[str], values: dict[str, Any], rest: s
 
 def job_of(row: dict[str, Any]) -> Job:
     payload = masked(row["payload"])
-    fields = {name: row[name] for name in _PLAIN}
+    fields = {name: row[name] for name in _PLAIN} | {"result": masked(row["result"])}
     return Job(
         id=row["message_id"],
         state=State(row["state"]),

@@ -229,6 +229,8 @@ job = Table(
     # The jobs of a batch by state, and what waits for a job or a batch; the others do not pay for them.
     Index("job_batch", "batch_id", "state", postgresql_where=text("batch_id IS NOT NULL")),
     Index("job_upstream", "upstream_id", postgresql_where=text("upstream_id IS NOT NULL")),
+    # What a job's actor sent, the newest first; jobs that nobody's actor sent do not pay for it.
+    Index("job_parent", "parent_id", "id", postgresql_where=text("parent_id IS NOT NULL")),
     # Every update moves the row to a new version on the same page if there is room; the table is small and hot.
     postgresql_with={"fillfactor": "70", "autovacuum_vacuum_scale_factor": "0.02", "autovacuum_analyze_scale_factor": "0.05"},
 )
@@ -307,8 +309,9 @@ batch = Table(
     Column("died_at", DateTime(timezone=True)),
     Column("completed_at", DateTime(timezone=True)),
     Column("succeeded_at", DateTime(timezone=True)),
-    # What the keeper looks through.
+    # What the keeper looks through: what has begun and has not succeeded, and what may never begin.
     Index("batch_open", "number", postgresql_where=text("succeeded_at IS NULL AND waits_for IS NULL")),
+    Index("batch_unbegun", "number", postgresql_where=text("waits_for IS NOT NULL AND completed_at IS NULL")),
     Index("batch_number", "number"),
     Index("batch_nested", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
     Index("batch_waiting", "waits_for", postgresql_where=text("waits_for IS NOT NULL")),

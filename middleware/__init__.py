@@ -37,6 +37,7 @@ from middleware.tags import Tags
 from middleware.time_limit import TimeLimit
 from middleware.unique import UniqueJobs
 from middleware.worker_lost import WorkerLost
+from runtime.secrets import Keyring
 from settings import Settings
 
 __all__ = ["stack", "stub_stack"]
@@ -67,7 +68,7 @@ def stack(settings: Settings, database: Database) -> list[Middleware]:
         RateLimit(),
         Concurrency(),
         # After-hooks come back up: these two see the verdict that status and retries noted below them.
-        Results(backend=LedgerResults(database), store_results=True),
+        Results(backend=LedgerResults(database, Keyring(settings.secret_key_bytes)), store_results=True),
         Callbacks(),
         # Takes part in sends alone.
         LedgerGroupCallbacks(database),

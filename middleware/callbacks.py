@@ -4,9 +4,10 @@ Effect: ``on_success`` gets (message, result) after a success; ``on_failure`` ge
 ``on_retry_exhausted`` gets (message, retry info) when the job is dead for want of retries; a pipeline's next message gets the result as
 its last argument. Arguments and meaning are Dramatiq's. The steps of ``switchyard.pipeline`` are rows already: this end makes the next
 one due, or takes it along when the job is cancelled. Those of a stock pipeline are written now. No crash can come between a job's end and
-its follower, and a worker that lost its lease starts none.
+its follower, and a worker that lost its lease starts none. A result that goes to a secret argument is sealed for it, here and in the job's
+own row; a callback that does not keep it secret gets the mask.
 Actor and message options: ``on_success``, ``on_failure``, ``on_retry_exhausted``, ``pipe_ignore``, ``pipe_target``; of messages alone
-``followed``, which ``switchyard.pipeline`` sets.
+``followed``, which ``switchyard.pipeline`` sets, and ``secret_for``, see ``secret_results``.
 Store: the follower's row.
 A follower that this worker does not know waits for one that does; one that cannot be stored with what it was to get, or that does not take
 it, is a dead job with the reason.
@@ -15,15 +16,19 @@ it, is a dead job with the reason.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol, cast
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, cast
 
 from dramatiq import Actor, Broker, Message, MessageProxy, Middleware
 from dramatiq.errors import ActorNotFound
 from dramatiq.middleware import MiddlewareError
 from structlog.stdlib import get_logger
 
+from errors import OptionError
 from ledger.batches import MAX_FED_BYTES
 from ledger.records import Finish, NewJob
+from ledger.sealed import MASK, Envelope, Place
 from ledger.states import State
 from runtime.claims import Claim
 from runtime.encoding import encode_result
@@ -32,11 +37,34 @@ from runtime.options import option
 logger = get_logger(__name__)
 
 
+class SealsResults(Protocol):
+    """What keeps arguments secret, as far as this middleware needs it."""
+
+    def takers(self, message: MessageProxy) -> tuple[Place, ...]:
+        """The secret arguments that a job's result goes to. Raises: OptionError."""
+
+    def seal_result(self, takers: Sequence[Place], result: Any, message_id: str) -> Envelope:
+        """The result, encrypted for them. Raises: OptionError."""
+
+
 class WritesJobs(Protocol):
     """The broker, as far as this middleware needs it."""
 
+    seals: SealsResults | None
+
     def new_job(self, message: Message[Any], delay: float = 0.0) -> NewJob:
         """The row of a message."""
+
+
+class _Sealed(NamedTuple):
+    """A result that only some of those that follow may have."""
+
+    envelope: Envelope
+    actors: frozenset[str]
+
+    def given(self, actor_name: str) -> Any:
+        """What this actor gets of it."""
+        return self.envelope if actor_name in self.actors else MASK
 
 
 class Callbacks(Middleware):
@@ -62,12 +90,15 @@ def add_followers(broker: Broker, message: MessageProxy, ending: Finish, result:
     actor = broker.actors.get(message.actor_name)
     # What follows is stored as well.
     result = cast("Claim", message.claim).masked(result)
+    sealed = _sealed(broker, message, ending, result) if ending.state is State.COMPLETED else None
     if "followed" in message.options:
-        _hand_on(message, ending, result)
+        _hand_on(message, ending, result if sealed is None else sealed.envelope)
     if ending.state is State.COMPLETED:
         if target := message.options.get("pipe_target"):
-            _next_step(broker, ending, actor, target, result)
-        _call(broker, ending, option("on_success", message, actor), message, result)
+            _next_step(broker, ending, actor, target, result if sealed is None else sealed.given(target["actor_name"]))
+        if (callback := option("on_success", message, actor)) is not None:
+            name = callback.actor_name if isinstance(callback, Actor) else callback
+            _call(broker, ending, callback, message, result if sealed is None else sealed.given(name))
     elif ending.outcome == "failed":
         error = {"type": ending.error_type, "message": ending.error}
         _call(broker, ending, option("on_failure", message, actor), message, error)
@@ -75,6 +106,33 @@ def add_followers(broker: Broker, message: MessageProxy, ending: Finish, result:
             retries = cast("Claim", message.claim).job.failures
             info = {"retries": retries, "max_retries": option("max_retries", message, actor, retries)}
             _call(broker, ending, option("on_retry_exhausted", message, actor), message, info)
+
+
+def _sealed(broker: Broker, message: MessageProxy, ending: Finish, result: Any) -> _Sealed | None:
+    """The result, sealed for those that keep it secret, as it is stored from now on; None: nobody does, or it cannot be, and the job is
+    dead with the reason instead: what follows must neither read it nor run without it."""
+    seals = cast("WritesJobs", broker).seals
+    if seals is None:
+        return None
+    try:
+        takers = seals.takers(message)
+        if not takers:
+            return None
+        # As it would be read back.
+        value = json.loads(encode_result(result, MAX_FED_BYTES) or "null")
+        envelope = seals.seal_result(takers, value, message.message_id)
+    except (OptionError, ValueError) as error:
+        _refuse_result(ending, error)
+        return None
+    if ending.result is not None:
+        ending.result = json.dumps(envelope, separators=(",", ":"))
+    return _Sealed(envelope, frozenset(actor for actor, _ in takers))
+
+
+def _refuse_result(ending: Finish, error: Exception) -> None:
+    """As in status: the work is done, and doing it again would not change what it returned."""
+    ending.state, ending.outcome, ending.result = State.DEAD, "failed", None
+    ending.error_type, ending.error, ending.dead_reason = "ResultUnstorable", str(error), "result_unstorable"
 
 
 def _hand_on(message: MessageProxy, ending: Finish, result: Any) -> None:
@@ -85,9 +143,7 @@ def _hand_on(message: MessageProxy, ending: Finish, result: Any) -> None:
     try:
         ending.handed = ending.result or encode_result(result, MAX_FED_BYTES) or "null"
     except ValueError as error:
-        # As in status: the work is done, and doing it again would not change what it returned.
-        ending.state, ending.outcome, ending.result = State.DEAD, "failed", None
-        ending.error_type, ending.error, ending.dead_reason = "ResultUnstorable", str(error), "result_unstorable"
+        _refuse_result(ending, error)
 
 
 def _call(broker: Broker, ending: Finish, callback: Any, message: MessageProxy, argument: Any) -> None:

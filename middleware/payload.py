@@ -20,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from errors import PayloadError, Permanent
-from ledger.sealed import is_sealed
+from ledger.sealed import holds_sealed
 
 #: Types whose values travel as JSON unchanged; an annotation made of these alone is checked.
 _JSON_TYPES: Final = (str, int, float, bool, type(None), list, dict)
@@ -73,8 +73,9 @@ class _Signature:
         try:
             adapter.validate_python(value, strict=True)
         except ValidationError as error:
-            if is_sealed(value):
-                # A secret that was sealed before, by a sender who knew it: the step of a pipeline, a message sent again.
+            if holds_sealed(value):
+                # A secret that was sealed before, by a sender who knew it: the step of a pipeline, a message sent again. Or results that
+                # a step was given, which are checked when they are opened.
                 return
             raise self._mistyped(name, error) from None
 

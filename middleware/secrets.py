@@ -4,8 +4,10 @@
     worker    hooks, callbacks and logs see the sealed values; they are opened as the body is called, and only for it
 
 Effect: the named arguments are encrypted in the ledger and masked where jobs are shown. While the body runs and until its end is noted, its
-secrets are masked in log lines of the worker, in the job's own lines, in errors and tracebacks, and in the stored result.
-Actor option: ``secret``, names of arguments. Settings: SECRET_KEYS.
+secrets are masked in log lines of the worker, in the job's own lines, in errors and tracebacks, and in the stored result. A result that
+goes to a secret argument of what follows (the next step, ``on_success``) is sealed before it is stored anywhere: ``secret_results``.
+Actor option: ``secret``, names of arguments. Message option: ``secret_for``, where the result goes; set here and by workflows. Settings:
+SECRET_KEYS.
 Store: the payload. A value that cannot be opened makes the job dead (``undecryptable``), before the body has begun; without SECRET_KEYS a
 send is refused. Postgres away: as for every send.
 """
@@ -14,13 +16,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Final
 
-from dramatiq import Actor, Broker, Message, Middleware
+from dramatiq import Actor, Broker, Message, MessageProxy, Middleware
 
 from errors import OptionError, PayloadError, SecretUnreadable
-from ledger.sealed import MASK, is_sealed
+from ledger.sealed import MASK, Envelope, Place, holds_sealed, is_sealed, named
+from middleware.payload import PayloadMisfit, check_arguments
+from middleware.secret_results import Takers
 from runtime.context import current_claim
 from runtime.secrets import Keyring, Redactor, is_available
 from settings import Settings
@@ -59,6 +63,11 @@ class _Fields:
             {name: change(name, value) if self._is_secret(name) else value for name, value in kwargs.items()},
         )
 
+    def at(self, position: int) -> str | None:
+        """The secret argument that stands at a position of a call; None: there is none, or it is no secret."""
+        name = self._positional[position] if position < len(self._positional) else self._rest
+        return name if name in self._names else None
+
     def _is_secret(self, name: str) -> bool:
         return (name if name in self._named else self._keywords) in self._names
 
@@ -69,6 +78,7 @@ class Secrets(Middleware):
     def __init__(self, settings: Settings) -> None:
         self._keys = Keyring(settings.secret_key_bytes)
         self._fields: dict[str, _Fields] = {}
+        self._takers = Takers(self.place_at)
 
     @property
     def actor_options(self) -> set[str]:
@@ -78,6 +88,7 @@ class Secrets(Middleware):
     def before_declare_actor(self, broker: Broker, actor: Actor[Any, Any]) -> None:
         """Find the secret arguments, and have them opened when the body is called."""
         self._fields.pop(actor.actor_name, None)
+        self._takers.declare(actor)
         if actor.options.get("secret") is not None:
             fields = _Fields(actor.actor_name, actor.fn, actor.options["secret"])
             self._fields[actor.actor_name] = fields
@@ -85,6 +96,36 @@ class Secrets(Middleware):
             if timing is not None:
                 self.refuse_in_schedule(actor.actor_name, timing.args, timing.kwargs or {})
             actor.fn = self._opening(actor.actor_name, fields, actor.fn)
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        """Check what a step was given, as it was not when it was sealed. Raises: PayloadMisfit."""
+        fields = self._fields.get(message.actor_name)
+        if fields is None or "piped" not in message.options:
+            return
+        try:
+            args, kwargs = fields.mapped(message.args, message.kwargs, partial(self._keys.opened, message.actor_name))
+            check_arguments(broker.get_actor(message.actor_name), args, kwargs)
+        except SecretUnreadable:
+            # The body will not be called either, and says why.
+            return
+        except PayloadError as error:
+            raise PayloadMisfit(error.actor, error.field, error.reason) from None
+
+    def place_at(self, actor_name: str, position: int) -> Place | None:
+        """The secret argument at a position of a call of this actor; None: there is none, or it is no secret, as far as is known here."""
+        fields = self._fields.get(actor_name)
+        field = None if fields is None else fields.at(position)
+        return None if field is None else (actor_name, field)
+
+    def takers(self, message: Message[Any] | MessageProxy) -> tuple[Place, ...]:
+        """The secret arguments that a job's result goes to."""
+        return self._takers.of(message) if self._fields or "secret_for" in message.options else ()
+
+    def seal_result(self, takers: Sequence[Place], result: Any, message_id: str) -> Envelope:
+        """The result of a job, encrypted for the arguments that it goes to. Raises: OptionError: there is no key to seal with."""
+        actor, field = named(takers)
+        self._require_keys(takers[0][0])
+        return self._keys.seal(actor, field, result, message_id)
 
     def refuse_in_schedule(self, actor_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """A schedule keeps what its jobs are called with for all to read. Raises: OptionError: a secret is among it."""
@@ -103,10 +144,10 @@ class Secrets(Middleware):
             return message
 
         def opened(field: str, value: Any) -> Any:
-            if value == MASK:
+            if value == MASK or (isinstance(value, list) and MASK in value):
                 raise PayloadError(message.actor_name, field, "is only the mask of a secret; send the secret itself")
             try:
-                return self._keys.open(message.actor_name, field, value) if is_sealed(value) else value
+                return self._keys.opened(message.actor_name, field, value)
             except SecretUnreadable as error:
                 raise PayloadError(message.actor_name, field, f"is a secret that cannot be read: {error.reason}") from None
 
@@ -119,24 +160,49 @@ class Secrets(Middleware):
         Raises:
             OptionError: there is no key to seal with.
         """
-        target = message.options.get("pipe_target")
-        if isinstance(target, dict):
-            step = self.sealed(Message(**{**target, "args": tuple(target["args"])}))
-            if step.asdict() != target:
-                message = message.copy(options={"pipe_target": step.asdict()})
+        if message.options:
+            message = self._with_followers_sealed(message)
+        if self._fields and (takers := self._takers.of(message)):
+            self._require_keys(takers[0][0])
+            if (marked := [list(place) for place in takers]) != message.options.get("secret_for"):
+                message = message.copy(options={"secret_for": marked})
         fields = self._fields.get(message.actor_name)
         if fields is None:
             return message
-        if not self._keys:
-            raise OptionError(message.actor_name, "secret", _NO_KEY)
-        if not is_available():
-            raise OptionError(message.actor_name, "secret", _NO_PACKAGE)
+        self._require_keys(message.actor_name)
 
         def sealed(field: str, value: Any) -> Any:
-            return value if is_sealed(value) else self._keys.seal(message.actor_name, field, value, message.message_id)
+            if is_sealed(value):
+                return value
+            if holds_sealed(value):
+                # Results that a step was given: from here on one value.
+                value = self._keys.opened(message.actor_name, field, value)
+            return self._keys.seal(message.actor_name, field, value, message.message_id)
 
         args, kwargs = fields.mapped(message.args, message.kwargs, sealed)
         return message.copy(args=args, kwargs=kwargs)
+
+    def _with_followers_sealed(self, message: Message[Any]) -> Message[Any]:
+        """The message with the secrets of those sealed that it carries: the next step, and the callbacks of its group."""
+        changed: dict[str, Any] = {}
+        if isinstance(target := message.options.get("pipe_target"), dict):
+            changed["pipe_target"] = self._stored(target)
+        if callbacks := message.options.get("group_completion_callbacks"):
+            changed["group_completion_callbacks"] = [self._stored(callback) for callback in callbacks]
+        changed = {name: value for name, value in changed.items() if value != message.options[name]}
+        return message.copy(options=changed) if changed else message
+
+    def _stored(self, fields: dict[str, Any]) -> dict[str, Any]:
+        before: Message[Any] = Message(**{**fields, "args": tuple(fields["args"])})
+        after = self.sealed(before)
+        return fields if after is before else after.asdict()
+
+    def _require_keys(self, actor_name: str) -> None:
+        """Raises: OptionError: there is nothing to seal with."""
+        if not self._keys:
+            raise OptionError(actor_name, "secret", _NO_KEY)
+        if not is_available():
+            raise OptionError(actor_name, "secret", _NO_PACKAGE)
 
     def _opening(self, actor_name: str, fields: _Fields, body: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(body)
@@ -144,8 +210,7 @@ class Secrets(Middleware):
             values: list[Any] = []
 
             def opened(field: str, value: Any) -> Any:
-                if is_sealed(value):
-                    value = self._keys.open(actor_name, field, value)
+                value = self._keys.opened(actor_name, field, value)
                 values.append(value)
                 return value
 

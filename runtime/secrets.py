@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from errors import SecretUnreadable
-from ledger.sealed import MARK, MASK, Envelope
+from ledger.sealed import MARK, MASK, Envelope, places_of, replaced
 
 #: Bytes of a key, of a nonce.
 KEY_BYTES: Final = 32
@@ -83,6 +83,20 @@ class Keyring:
             return json.loads(_cipher(key).decrypt(raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], _place(actor, field)))
         except (InvalidTag, binascii.Error, ValueError):
             raise SecretUnreadable(actor, field, "it was changed, or encrypted for another field or actor") from None
+
+    def opened(self, actor: str, field: str, value: Any) -> Any:
+        """What an argument is, with everything in it decrypted that was sealed for it: itself, or the results that make it up.
+
+        Raises:
+            SecretUnreadable: as ``open``.
+        """
+
+        def open_(envelope: Envelope) -> Any:
+            own = (actor, field)
+            for_several = own not in ((envelope["actor"], envelope["field"]),) and own in places_of(envelope)
+            return self.open(*((envelope["actor"], envelope["field"]) if for_several else own), envelope)
+
+        return replaced(value, open_)
 
     def is_fresh(self, envelope: Envelope) -> bool:
         """Whether a value is sealed with the first key."""

@@ -4,7 +4,9 @@
 --                     for exactly as long as it was not given the result it waits for: a cancelled step keeps it, and a replay waits again
 --   a chain's front   of the jobs of a chain exactly one does not wait: those before it are completed, those behind it wait. So a batch
 --                     is at rest when none of its jobs is active but for those that wait for others
---   a batch           waits (waits_for), is open, has a first dead job (died_at), is complete (all ended), has succeeded (all completed)
+--   a batch           waits (waits_for), is open, has a first dead job (died_at), is complete (all ended), has succeeded (all completed).
+--                     One that waits is complete when none of its jobs waits any more: they were cancelled; or it has none, and what it
+--                     waits for does not come. It begins all the same if that is replayed, and may succeed
 --
 -- No statement writes a batch's row because one of its jobs has ended: jobs are counted when somebody asks (index job_batch).
 
@@ -123,6 +125,10 @@ RETURNING upstream_id::text;
 -- Jobs that are waited for: none of them is removed before this transaction is over.
 SELECT message_id::text FROM switchyard.job WHERE message_id = ANY(%(ids)s::uuid[]) FOR KEY SHARE;
 
+-- name: hold_batches
+-- Batches that are waited for: no job of theirs is discarded before this transaction is over. They may end.
+SELECT id::text FROM switchyard.batch WHERE id = ANY(%(ids)s::uuid[]) ORDER BY id FOR KEY SHARE;
+
 -- name: hopeful_batches
 -- Those of these batches that can succeed yet: of each open one in it no job was removed.
 WITH RECURSIVE tree (root, id) AS (
@@ -139,10 +145,11 @@ HAVING bool_and(b.succeeded_at IS NOT NULL OR b.total <= (SELECT count(*) FROM s
 -- name: look_at_batches
 -- Which of these batches have news: the first dead job, all ended, all completed. A few index probes each while a batch is at work; its
 -- jobs are counted only once none of them is. Nested batches count as the jobs they stand for. A stock group may lack children that
--- were never sent, or never will be; after an hour nobody waits for them any more. One that has none was rolled back.
+-- were never sent, or never will be; after an hour nobody waits for them any more. One that has none was rolled back. In a batch that has
+-- not begun, jobs that wait for what it waits for are at work, too.
 WITH looked AS MATERIALIZED (
     SELECT
-        b.id, b.died_at, b.completed_at, b.total, b.expected, b.created_at,
+        b.id, b.died_at, b.completed_at, b.total, b.expected, b.created_at, b.waits_for,
         EXISTS (SELECT 1 FROM switchyard.job AS j WHERE j.batch_id = b.id AND j.state = 'dead')
         OR EXISTS (
             SELECT 1 FROM switchyard.batch AS c WHERE c.parent_id = b.id AND c.died_at IS NOT NULL AND c.succeeded_at IS NULL
@@ -153,19 +160,47 @@ WITH looked AS MATERIALIZED (
         OR EXISTS (
             SELECT 1
             FROM switchyard.job AS j
-            WHERE j.batch_id = b.id AND j.state = 'scheduled' AND j.wait_reason IS DISTINCT FROM 'upstream'
+            WHERE j.batch_id = b.id AND j.state = 'scheduled'
+                AND (j.wait_reason IS DISTINCT FROM 'upstream' OR b.waits_for IS NOT NULL)
         )
         OR EXISTS (
-            SELECT 1 FROM switchyard.batch AS c WHERE c.parent_id = b.id AND c.completed_at IS NULL AND c.waits_for IS NULL
+            SELECT 1
+            FROM switchyard.batch AS c
+            WHERE c.parent_id = b.id AND c.completed_at IS NULL AND (c.waits_for IS NULL OR b.waits_for IS NOT NULL)
         ) AS active,
         EXISTS (SELECT 1 FROM switchyard.batch AS c WHERE c.parent_id = b.id AND c.succeeded_at IS NULL) AS nested
     FROM switchyard.batch AS b
-    WHERE b.id = ANY(%(ids)s::uuid[]) AND CASE WHEN b.succeeded_at IS NULL AND b.waits_for IS NULL THEN true END
+    WHERE b.id = ANY(%(ids)s::uuid[])
+        AND CASE WHEN b.succeeded_at IS NULL AND (b.waits_for IS NULL OR b.completed_at IS NULL) THEN true END
 ),
 counted AS MATERIALIZED (
     SELECT
         l.*,
-        NOT l.active AND (
+        NOT l.active AND CASE
+            WHEN l.waits_for IS NULL OR l.total > 0 THEN true
+            WHEN EXISTS (SELECT 1 FROM switchyard.batch AS c WHERE c.parent_id = l.id) THEN true
+            -- It has no job that could have been cancelled. What it waits for was, or is gone, or cannot succeed any more.
+            ELSE NOT EXISTS (SELECT 1 FROM switchyard.job AS u WHERE u.message_id = l.waits_for AND u.state <> 'cancelled')
+                AND NOT EXISTS (
+                    SELECT 1
+                    FROM switchyard.batch AS u
+                    WHERE u.id = l.waits_for AND (u.waits_for IS NULL OR u.completed_at IS NULL) AND CASE
+                        WHEN u.completed_at IS NULL THEN true
+                        ELSE NOT EXISTS (
+                            WITH RECURSIVE tree (id) AS (
+                                SELECT u.id
+                                UNION ALL
+                                SELECT c.id FROM tree AS t JOIN switchyard.batch AS c ON c.parent_id = t.id
+                            )
+                            SELECT 1
+                            FROM tree AS t
+                            JOIN switchyard.batch AS w ON w.id = t.id
+                            WHERE w.succeeded_at IS NULL
+                                AND w.total > (SELECT count(*) FROM switchyard.job AS j WHERE j.batch_id = w.id)
+                        )
+                    END
+                )
+        END AND (
             l.expected IS NULL
             OR (
                 l.created_at < coalesce(%(now)s, clock_timestamp()) - interval '1 hour'
@@ -173,7 +208,7 @@ counted AS MATERIALIZED (
             )
             OR l.expected <= (SELECT count(*) FROM switchyard.job AS j WHERE j.batch_id = l.id)
         ) AS ended,
-        NOT l.active AND NOT l.dead AND NOT l.nested
+        l.waits_for IS NULL AND NOT l.active AND NOT l.dead AND NOT l.nested
         AND greatest(l.total, l.expected) <= (
             SELECT count(*) FROM switchyard.job AS j WHERE j.batch_id = l.id AND j.state = 'completed'
         ) AS succeeded
@@ -185,8 +220,20 @@ WHERE (dead AND died_at IS NULL) OR (ended AND completed_at IS NULL) OR succeede
 ORDER BY id;
 
 -- name: lock_batches
--- Whoever ends batches, or adds to one, holds their rows first, in the order of their ids; then it looks.
+-- Whoever ends batches holds their rows first, in the order of their ids; then it looks. A replay that waits for one of them goes on.
+SELECT id FROM switchyard.batch WHERE id = ANY(%(ids)s::uuid[]) ORDER BY id FOR NO KEY UPDATE;
+
+-- name: lock_shrinking
+-- Whoever removes jobs holds the batches around them, in the same order: no replay decides to wait for one of them meanwhile.
 SELECT id FROM switchyard.batch WHERE id = ANY(%(ids)s::uuid[]) ORDER BY id FOR UPDATE;
+
+-- name: shrink_batches
+-- Stock groups whose jobs were all removed have had some: they were not rolled back, and nobody waits for the children that they lack.
+UPDATE switchyard.batch AS b
+SET total = greatest(b.total, b.expected), expected = NULL
+WHERE b.id = ANY(%(ids)s::uuid[]) AND b.expected IS NOT NULL AND b.completed_at IS NULL
+    AND NOT EXISTS (SELECT 1 FROM switchyard.job AS j WHERE j.batch_id = b.id)
+RETURNING b.id;
 
 -- name: mark_batches
 -- What was found under the lock, each for the first and only time, with what is to be sent for it.
@@ -243,21 +290,37 @@ UPDATE switchyard.batch SET total = total + %(count)s WHERE id = %(id)s RETURNIN
 UPDATE switchyard.batch SET on_complete = %(rows)s::json WHERE id = %(id)s AND on_complete IS NULL RETURNING id;
 
 -- name: batches_to_check
--- A page of the batches that may have news which nobody saw, by number.
-SELECT number, id::text
-FROM switchyard.batch
-WHERE succeeded_at IS NULL AND waits_for IS NULL AND number > %(after)s
-ORDER BY number
+-- A page of the batches that may have news which nobody saw, by number: those that have begun, and those that may never do so.
+SELECT page.number, page.id::text
+FROM (
+    (
+        SELECT number, id
+        FROM switchyard.batch
+        WHERE succeeded_at IS NULL AND waits_for IS NULL AND number > %(after)s
+        ORDER BY number
+        LIMIT %(limit)s
+    )
+    UNION ALL
+    (
+        SELECT number, id
+        FROM switchyard.batch
+        WHERE waits_for IS NOT NULL AND completed_at IS NULL AND number > %(after)s
+        ORDER BY number
+        LIMIT %(limit)s
+    )
+) AS page
+ORDER BY page.number
 LIMIT %(limit)s;
 
 -- name: prune_batches
--- Batches over for so long that their jobs have been removed, and those that never began or never had any.
+-- Batches over for so long that their jobs have been removed, and stock groups that were rolled back.
 DELETE FROM switchyard.batch AS b
 WHERE b.id IN (
     SELECT o.id
     FROM switchyard.batch AS o
     WHERE o.number > %(after)s
-        AND CASE WHEN o.waits_for IS NULL AND o.expected IS NULL THEN o.completed_at ELSE o.created_at END < coalesce(%(now)s, clock_timestamp()) - make_interval(secs => %(keep)s)
+        AND CASE WHEN o.expected IS NULL THEN o.completed_at ELSE o.created_at END
+            < coalesce(%(now)s, clock_timestamp()) - make_interval(secs => %(keep)s)
         AND NOT EXISTS (SELECT 1 FROM switchyard.job AS j WHERE j.batch_id = o.id)
         AND NOT EXISTS (SELECT 1 FROM switchyard.batch AS c WHERE c.parent_id = o.id)
         AND NOT EXISTS (SELECT 1 FROM switchyard.job AS j WHERE j.upstream_id = o.id)

@@ -20,8 +20,8 @@ WHERE name = %(name)s;
 -- One page of a walk over the jobs by id, oldest first: those of the page that ended too long ago go, at most a limit. Ids grow with the
 -- time of creation and nothing ends before it is created, so the walk is over where the page reaches jobs younger than the shortest time.
 -- A replay between the look and the lock has another finished_at, or none. Workflows are kept while they go on: a dead step until nothing
--- waits for it, and the jobs of a batch until nothing waits for it or one around it, and until the outermost one is over, successfully or for
--- as long as dead letters are kept.
+-- waits for it, near or far, and the jobs of a batch until nothing waits for it or one around it, and until the outermost one is over,
+-- successfully or for as long as dead letters are kept.
 WITH rule AS MATERIALIZED (
     SELECT *
     FROM unnest(%(states)s::text[], %(kinds)s::text[], %(names)s::text[], %(seconds)s::float8[]) AS u (state, kind, name, seconds)
@@ -40,7 +40,20 @@ old AS MATERIALIZED (
     ))
         AND CASE
             WHEN p.state IN ('dead', 'cancelled')
-                THEN NOT EXISTS (SELECT 1 FROM switchyard.job AS w WHERE w.upstream_id = p.message_id AND w.state = 'scheduled')
+                THEN NOT EXISTS (
+                    WITH RECURSIVE awaited (id) AS (
+                        SELECT p.message_id
+                        UNION
+                        SELECT behind.id
+                        FROM awaited AS a
+                        CROSS JOIN LATERAL (
+                            SELECT w.message_id AS id FROM switchyard.job AS w WHERE w.upstream_id = a.id
+                            UNION ALL
+                            SELECT b.id FROM switchyard.batch AS b WHERE b.waits_for = a.id
+                        ) AS behind
+                    )
+                    SELECT 1 FROM awaited AS a JOIN switchyard.job AS w ON w.upstream_id = a.id WHERE w.state = 'scheduled'
+                )
             ELSE true
         END
         AND CASE
@@ -59,8 +72,19 @@ old AS MATERIALIZED (
                         SELECT p.batch_id
                         UNION
                         SELECT b.parent_id FROM around AS a JOIN switchyard.batch AS b ON b.id = a.id WHERE b.parent_id IS NOT NULL
+                    ),
+                    awaited (id) AS (
+                        SELECT id FROM around
+                        UNION
+                        SELECT behind.id
+                        FROM awaited AS a
+                        CROSS JOIN LATERAL (
+                            SELECT w.message_id AS id FROM switchyard.job AS w WHERE w.upstream_id = a.id
+                            UNION ALL
+                            SELECT b.id FROM switchyard.batch AS b WHERE b.waits_for = a.id
+                        ) AS behind
                     )
-                    SELECT 1 FROM around AS a JOIN switchyard.job AS w ON w.upstream_id = a.id WHERE w.state = 'scheduled'
+                    SELECT 1 FROM awaited AS a JOIN switchyard.job AS w ON w.upstream_id = a.id WHERE w.state = 'scheduled'
                 )
             ELSE true
         END

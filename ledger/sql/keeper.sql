@@ -93,7 +93,8 @@ SELECT
     ) AS waiting,
     EXISTS (SELECT 1 FROM switchyard.pause) AS paused,
     EXISTS (SELECT 1 FROM switchyard.job WHERE state = 'pending' AND wait_reason = 'paused') AS parked,
-    EXISTS (SELECT 1 FROM switchyard.batch WHERE succeeded_at IS NULL AND waits_for IS NULL) AS batches,
+    EXISTS (SELECT 1 FROM switchyard.batch WHERE succeeded_at IS NULL AND waits_for IS NULL)
+        OR EXISTS (SELECT 1 FROM switchyard.batch WHERE waits_for IS NOT NULL AND completed_at IS NULL) AS batches,
     EXISTS (SELECT 1 FROM switchyard.dead_notice) AS deaths,
     EXISTS (SELECT 1 FROM switchyard.job WHERE blocked_on > '' AND state = 'scheduled')
         OR EXISTS (SELECT 1 FROM switchyard.rule WHERE renewing) AS held,

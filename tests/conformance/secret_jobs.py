@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,11 @@ from dramatiq import Broker
 import switchyard
 from errors import Cancelled, Permanent
 from tests.conformance import jobs
+
+
+def made(key: str) -> str:
+    """What the actors make that make secrets: nothing that the ledger would hold anyway."""
+    return hashlib.sha256(f"made {key}".encode()).hexdigest()
 
 
 def declare(broker: Broker) -> SimpleNamespace:
@@ -67,6 +73,56 @@ def declare(broker: Broker) -> SimpleNamespace:
     async def later(key: str, card: str) -> None:
         logging.getLogger("theirs").warning("card %s", card)
         jobs.note(key, card)
+
+    @actor(secret=("card",), queue_name="parked")
+    def waits(key: str, card: str) -> str:
+        jobs.note(key, card)
+        return key
+
+    @actor()
+    def makes(key: str) -> str:
+        return made(key)
+
+    @actor(store_results=False)
+    def makes_unstored(key: str) -> str:
+        return made(key)
+
+    @actor()
+    def makes_within(key: str) -> None:
+        with switchyard.current_job().transaction():
+            switchyard.current_job().result = made(key)
+
+    @actor(secret=("token",))
+    def uses(key: str, note: str, token: str) -> str:
+        jobs.note(key, token)
+        return note
+
+    @actor(secret=("cards",))
+    def gathers(key: str, cards: list[Any]) -> int:
+        jobs.note(key, cards)
+        return len(cards)
+
+    @actor(secret=("pin",))
+    def counts(key: str, pin: int) -> None:
+        jobs.note(key, pin)
+
+    @actor(secret=("card",), max_retries=0)
+    def trips(key: str, card: str) -> None:
+        jobs.note(key, card)
+        if len(jobs.seen[key]) == 1:
+            raise ValueError(f"no card {card}")
+
+    @actor(secret=("result",))
+    def after_secretly(message: dict[str, Any], result: Any) -> None:
+        jobs.note(f"after {message['message_id']}", result)
+
+    @actor(secret=("message", "result"), queue_name="parked")
+    def after_all_secretly(message: dict[str, Any], result: Any) -> None:
+        jobs.note(f"after {message['message_id']}", message["args"])
+
+    @actor()
+    def after_openly(message: dict[str, Any], result: Any) -> None:
+        jobs.note(f"after {message['message_id']}", result)
 
     @actor()
     def after(message: dict[str, Any], result: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from uuid import uuid4
 
 import pytest
 
@@ -16,8 +17,8 @@ from ledger.sql import SQL
 from ledger.states import State
 from settings import Settings
 from tests.keeper.conftest import Broker, Node
-from tests.ledger.factory import age_lease, claim, completed, fetch
-from tests.ledger.test_batches import add_batch, add_members, add_step, end, sent
+from tests.ledger.factory import add, age_lease, claim, completed, fetch
+from tests.ledger.workflow_rows import add_batch, add_members, add_step, end, sent
 
 DAY = 86_400.0
 
@@ -79,6 +80,36 @@ def test_however_the_last_job_ended_the_batch_ends_at_the_next_sweep(ledger, kee
     sweep(ledger, keeping)
 
     assert sorted(sent(ledger)) == callbacks
+
+
+def test_a_batch_that_never_began_ends_at_the_next_sweep(ledger, keeping):
+    (first,) = add_members(ledger, str(uuid4()))
+    batch = add_batch(ledger, total=1, waits_for=str(fetch(ledger, first, "message_id")))
+    add_step(ledger, first, batch=batch)
+    sweep(ledger, keeping)
+    sweep(ledger, keeping)
+    assert (keeping.seen.batches, sent(ledger)) == (True, [])
+    cancelled(ledger, first)
+
+    sweep(ledger, keeping)
+
+    assert (get_batch(ledger, batch).state, sent(ledger)) == ("failed", ["complete"])
+    look.sweep(ledger, keeping)
+    assert not keeping.seen.batches
+
+
+def test_a_sweep_pages_through_those_that_wait_and_those_that_have_begun(ledger, keeping, monkeypatch):
+    monkeypatch.setattr(duty, "PAGE", 2)
+    (first,) = add_members(ledger, str(uuid4()))
+    waits_for = str(fetch(ledger, first, "message_id"))
+    ids = [add_batch(ledger, waits_for=waits_for if number % 2 else None) for number in range(5)]
+    cancelled(ledger, first)
+    sweep(ledger, keeping)
+
+    assert [sweep(ledger, keeping) for _ in range(3)] == [duty.SOON, duty.SOON, None]
+
+    states = ["succeeded", "failed", "succeeded", "failed", "succeeded"]
+    assert [get_batch(ledger, id_).state for id_ in ids] == states
 
 
 def test_a_sweep_goes_through_the_batches_page_by_page_and_begins_again(ledger, keeping, monkeypatch):
@@ -188,3 +219,45 @@ def test_jobs_of_a_failed_batch_are_kept_while_a_step_waits_for_one_around_it(le
     batches.close(ledger, [inner])
 
     assert (kept, fetch(ledger, step, "state")) == ([done, dead], "pending")
+
+
+def test_a_batch_that_waits_for_long_keeps_its_callbacks(ledger):
+    (first,) = add_members(ledger, str(uuid4()))
+    batch = add_batch(ledger, waits_for=str(fetch(ledger, first, "message_id")))
+
+    prune(ledger, 30)
+    end(ledger, first)
+    batches.close(ledger, [batch])
+
+    assert sent(ledger) == ["complete", "success"]
+
+
+def test_a_dead_step_is_kept_while_others_wait_for_what_waits_for_it(ledger):
+    first = add(ledger)
+    empty = add_batch(ledger, waits_for=str(fetch(ledger, first, "message_id")), followed=True)
+    step = add_step(ledger, empty)
+    end(ledger, first, state=State.DEAD)
+
+    prune(ledger, 1_000)
+    assert write.replay(ledger, str(fetch(ledger, first, "message_id")))
+    end(ledger, first)
+    batches.close(ledger, [empty])
+
+    assert fetch(ledger, step, "payload")["args"] == [[]]
+
+
+def test_jobs_of_a_failed_batch_are_kept_while_a_step_waits_behind_an_empty_one(ledger):
+    failing = add_batch(ledger, total=1, followed=True)
+    (lost,) = add_members(ledger, failing)
+    empty = add_batch(ledger, waits_for=failing, followed=True)
+    step = add_step(ledger, empty)
+    end(ledger, lost, state=State.DEAD)
+    batches.close(ledger, [failing])
+
+    prune(ledger, 1_000)
+    assert write.replay(ledger, str(fetch(ledger, lost, "message_id")))
+    end(ledger, lost)
+    batches.close(ledger, [failing])
+    batches.close(ledger, [empty])
+
+    assert fetch(ledger, step, "payload")["args"] == [[]]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from psycopg import Connection
 
+from ledger.database import BoundedConnection
 from tests.rig.waiting import wait_until
 
 T = TypeVar("T")
@@ -51,3 +53,27 @@ class Meanwhile:
         if self._error is not None:
             raise self._error
         return self._value
+
+
+@dataclass
+class Two:
+    """Two sessions, and a third that looks on."""
+
+    first: BoundedConnection
+    second: BoundedConnection
+    onlooker: BoundedConnection
+
+    def waits_for(self, earlier: Callable[[], Any], later: Callable[[], Any]) -> tuple[Any, Any]:
+        """The first has not committed when the second comes, waits, and goes on after the commit. What the two returned."""
+        with self.first.transaction():
+            before = earlier()
+            meanwhile = Meanwhile(later)
+            wait_for_lock(self.onlooker, self.second.info.backend_pid)
+        return before, meanwhile.result()
+
+    def passes_by(self, earlier: Callable[[], Any], later: Callable[[], Any]) -> tuple[Any, Any]:
+        """The first has not committed when the second comes, which does not wait."""
+        with self.first.transaction():
+            before = earlier()
+            after = later()
+        return before, after

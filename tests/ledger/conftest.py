@@ -6,10 +6,12 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
+import psycopg
 import pytest
 from hypothesis import HealthCheck, settings
 
 from ledger.database import BoundedConnection, Database
+from tests.ledger.blocking import Two
 from tests.ledger.factory import clear
 from tests.rig.postgres import Databases
 
@@ -52,3 +54,24 @@ def ledger(connect: Callable[[], BoundedConnection]) -> BoundedConnection:
     connection.execute("DELETE FROM switchyard.route")
     connection.execute("DELETE FROM switchyard.declaration")
     return connection
+
+
+@pytest.fixture(scope="module", params=["read committed", "repeatable read"])
+def place(request: pytest.FixtureRequest, databases: Databases) -> Iterator[Database]:
+    """A ledger, and one in a database whose default isolation is another than ours."""
+    url = databases.create()
+    with psycopg.connect(url, autocommit=True) as owner:
+        owner.execute(f"ALTER DATABASE \"{owner.info.dbname}\" SET default_transaction_isolation = '{request.param}'".encode())
+    database = Database(url)
+    yield database
+    database.close()
+    databases.drop(url)
+
+
+@pytest.fixture
+def two(place: Database) -> Iterator[Two]:
+    """Two sessions that meet in it, and one that looks on."""
+    with ExitStack() as stack:
+        two = Two(*(stack.enter_context(place.dedicated("test")) for _ in range(3)))
+        clear(two.onlooker)
+        yield two

@@ -133,7 +133,7 @@ def clear(ledger: Conn) -> None:
     """Empty the ledger, also of active jobs, whose removal is refused."""
     with ledger.transaction():
         ledger.execute("SET LOCAL session_replication_role = replica")
-        for table in ("job_log", "attempt", "job", "pause", "dead_notice"):
+        for table in ("job_log", "attempt", "job", "batch", "pause", "dead_notice"):
             ledger.execute(f"DELETE FROM switchyard.{table}")  # noqa: S608
 
 

@@ -18,9 +18,8 @@ from ledger.database import BoundedConnection, Database
 from ledger.records import JobControl, SentKey, Unique
 from ledger.sql import SQL
 from ledger.states import ACTIVE, State
-from tests.ledger.blocking import Meanwhile, wait_for_lock
+from tests.ledger.blocking import Meanwhile, Two, wait_for_lock
 from tests.ledger.factory import add_in, claim, clear, completed, failed, fetch, new_job
-from tests.ledger.test_races import Two
 
 LATER = datetime(2100, 1, 1, tzinfo=UTC)
 STATES = sorted(State)
@@ -52,17 +51,6 @@ KINDS = pytest.mark.parametrize(
     [sent, unique, lambda **fields: unique(period=60.0, **fields), both],
     ids=["sender", "active", "period", "two keys"],
 )
-
-
-@pytest.fixture(scope="module", params=["read committed", "repeatable read"])
-def place(request, databases) -> Iterator[Database]:
-    url = databases.create()
-    with psycopg.connect(url, autocommit=True) as owner:
-        owner.execute(f"ALTER DATABASE \"{owner.info.dbname}\" SET default_transaction_isolation = '{request.param}'".encode())
-    database = Database(url)
-    yield database
-    database.close()
-    databases.drop(url)
 
 
 def forget_all(connection: BoundedConnection) -> None:

@@ -12,10 +12,9 @@ from ledger.control import Change, Keys
 from ledger.database import BoundedConnection, Database
 from ledger.records import JobControl
 from ledger.states import State
-from tests.ledger.blocking import Meanwhile, wait_for_lock
+from tests.ledger.blocking import Meanwhile, Two, wait_for_lock
 from tests.ledger.factory import age_lease, completed, new_job, token
 from tests.ledger.limiting import add_limited, admit, at_once, fetch, forget, rows
-from tests.ledger.test_races import Two
 
 SLOT = {"concurrency_key": "work"}
 

@@ -30,6 +30,8 @@ from tests.rig.postgres import Databases
 
 PAST = 50_000
 A_FEW = 40
+#: Who sent one job in a hundred.
+PARENT = "00000000-0000-7000-8000-000000000001"
 
 SEED = """
     INSERT INTO switchyard.job (
@@ -65,6 +67,7 @@ def seeded_url(databases: Databases) -> Iterator[str]:
         connection.execute(SEED, {"states": rare, "count": A_FEW})
         connection.execute(SEED, {"states": ["completed"], "count": PAST // 2})
         connection.execute("UPDATE switchyard.job SET fingerprint = 'f' || mod(id, 4) WHERE state = 'dead'")
+        connection.execute("UPDATE switchyard.job SET parent_id = %s WHERE mod(id, 100) = 0", [PARENT])
         connection.execute("VACUUM ANALYZE switchyard.job")
     yield url
     databases.drop(url)
@@ -293,6 +296,12 @@ KEYED = new_job(control=JobControl(idempotency_key="k", sent=SentKey(fingerprint
 #: Either has all dead rows; which one is read follows from what else is asked for, and from the statistics.
 OF_THE_DEAD = "job_ended_badly|job_dead_group"
 
+
+def parent_of(connection: Any) -> Any:
+    """A job, for whoever asks what it sent."""
+    return next(iter(connection.execute("SELECT message_id FROM switchyard.job WHERE id = 1")))[0]
+
+
 ASKED: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
     "scheduled": (lambda c: read.list_jobs(c, state="scheduled"), {"job_due"}),
     "retrying": (lambda c: read.list_jobs(c, state="retrying"), {"job_due"}),
@@ -306,6 +315,13 @@ ASKED: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
     "all": (read.list_jobs, {"job_pkey"}),
     "a later page": (lambda c: read.list_jobs(c, after=read._cursor(PAST // 2)), {"job_pkey"}),
     "one": (lambda c: read.get_job(c, token()), {"job_message_id_key"}),
+    "what a job sent": (lambda c: read.children(c, parent_of(c)), {"job_parent", "job_message_id_key"}),
+    "jobs by who sent them": (lambda c: read.list_jobs(c, parent_id=PARENT), {"job_parent"}),
+    "a later page by who sent them": (
+        lambda c: read.list_jobs(c, parent_id=PARENT, after=read._cursor(PAST // 2)),
+        {"job_parent"},
+    ),
+    "dead jobs by who sent them": (lambda c: read.list_jobs(c, parent_id=token(), state="dead"), {"job_parent"}),
     "depths": (read.queue_depths, {"job_due", "job_ready", "job_lease"}),
     "workers": (read.workers, {"job_lease"}),
     "a key's job": (lambda c: c.execute(SQL["keys_taken"], {"kind": "unique", "keys": NAMES}), {"job_message_id_key"}),
@@ -349,6 +365,18 @@ def test_what_people_ask_for_walks_over_no_completed_jobs(seeded_url, name):
 
     assert "Seq Scan on job" not in plan, plan
     assert all(re.search(rf" ({index})( |\n|$)", plan) for index in indexes), plan
+
+
+@pytest.mark.parametrize("name", ["what a job sent", "jobs by who sent them"])
+def test_what_a_job_sent_is_not_sorted(seeded_url, name):
+    """The index gives the order, so a page of a hundred thousand children costs no more than a page of a hundred."""
+    database = Database(seeded_url)
+    with database.connection() as connection:
+        plan = plans_of(connection, ASKED[name][0], generic=False)
+    database.close()
+
+    assert "Index Scan Backward using job_parent" in plan, plan
+    assert "Sort" not in plan, plan
 
 
 def test_a_time_range_is_bounded_by_ids(seeded_url):

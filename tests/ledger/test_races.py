@@ -7,65 +7,17 @@ again: the ledger's connections are READ COMMITTED whatever the database says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
-import psycopg
 import pytest
 
 from ledger import control, write
-from ledger.database import BoundedConnection, Database
+from ledger.database import BoundedConnection
 from ledger.sql import SQL
 from ledger.states import State
-from tests.ledger.blocking import Meanwhile, wait_for_lock
-from tests.ledger.factory import add, age_lease, claim, clear, completed, failed, fetch, history, new_job, relay_due, row, token
+from tests.ledger.factory import add, age_lease, claim, completed, failed, fetch, history, new_job, relay_due, row, token
 
 LATER = "2100-01-01T00:00:00+00:00"
-
-
-@dataclass
-class Two:
-    """Two sessions, and a third that looks on."""
-
-    first: BoundedConnection
-    second: BoundedConnection
-    onlooker: BoundedConnection
-
-    def waits_for(self, earlier: Callable[[], Any], later: Callable[[], Any]) -> tuple[Any, Any]:
-        """The first has not committed when the second comes, waits, and goes on after the commit. What the two returned."""
-        with self.first.transaction():
-            before = earlier()
-            meanwhile = Meanwhile(later)
-            wait_for_lock(self.onlooker, self.second.info.backend_pid)
-        return before, meanwhile.result()
-
-    def passes_by(self, earlier: Callable[[], Any], later: Callable[[], Any]) -> tuple[Any, Any]:
-        """The first has not committed when the second comes, which does not wait."""
-        with self.first.transaction():
-            before = earlier()
-            after = later()
-        return before, after
-
-
-@pytest.fixture(scope="module", params=["read committed", "repeatable read"])
-def place(request, databases) -> Iterator[Database]:
-    url = databases.create()
-    with psycopg.connect(url, autocommit=True) as owner:
-        owner.execute(f"ALTER DATABASE \"{owner.info.dbname}\" SET default_transaction_isolation = '{request.param}'".encode())
-    database = Database(url)
-    yield database
-    database.close()
-    databases.drop(url)
-
-
-@pytest.fixture
-def two(place) -> Iterator[Two]:
-    with ExitStack() as stack:
-        two = Two(*(stack.enter_context(place.dedicated("test")) for _ in range(3)))
-        clear(two.onlooker)
-        yield two
 
 
 def cancel(connection: BoundedConnection, id_: int) -> Callable[[], State | None]:

@@ -150,8 +150,9 @@ def test_an_upgrade_waits_for_the_one_before(empty_database_url):
         meanwhile = Meanwhile(lambda: migrations.upgrade(empty_database_url))
         wait_until(
             lambda: other.execute(
-                "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-                " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+                # Between two questions it has no transaction: an index that is built meanwhile does not wait for it.
+                "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                " AND state = 'idle' AND query = 'ROLLBACK'"
             ).fetchone(),
             30,
             "the upgrade waits",
@@ -160,6 +161,41 @@ def test_an_upgrade_waits_for_the_one_before(empty_database_url):
 
     meanwhile.result(30)
     require_migrated(Database(empty_database_url))
+
+
+INSERT = """
+    INSERT INTO switchyard.job (message_id, queue, actor, state, payload, broker)
+    VALUES (gen_random_uuid(), 'q', 'a', 'pending', '{}', 'postgres')
+"""
+BUILDING = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX CONCURRENTLY job_parent%' AND wait_event_type = 'Lock'"
+
+
+def test_an_index_is_built_while_others_write(empty_database_url):
+    migrations.upgrade(empty_database_url, "0010")
+    with psycopg.connect(empty_database_url) as slow, psycopg.connect(empty_database_url, autocommit=True) as other:
+        other.execute("SET lock_timeout = '5s'")
+        slow.execute(INSERT)
+        building = Meanwhile(lambda: migrations.upgrade(empty_database_url, "0011"))
+        wait_until(lambda: other.execute(BUILDING).fetchone(), 30, "the index waits for the writer before it")
+
+        other.execute(INSERT)
+        slow.commit()
+        building.result(30)
+
+    assert ("job_parent",) in [row[:1] for row in catalogue(empty_database_url, INDEXES)]
+    assert catalogue(empty_database_url, "SELECT indexrelid FROM pg_index WHERE NOT indisvalid") == []
+
+
+def test_an_index_whose_building_was_interrupted_is_built_anew(empty_database_url):
+    migrations.upgrade(empty_database_url, "0010")
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        # As an interrupted one is left behind: there, but of no use.
+        connection.execute("CREATE INDEX job_parent ON switchyard.job (parent_id) WHERE false")
+
+    migrations.upgrade(empty_database_url, "0011")
+
+    (built,) = [definition for name, definition in catalogue(empty_database_url, INDEXES) if name == "job_parent"]
+    assert "(parent_id, id) WHERE (parent_id IS NOT NULL)" in str(built)
 
 
 def test_a_database_without_tables_or_behind_is_refused(empty_database_url):
