@@ -32,7 +32,7 @@ NOTES: Final = frozenset(
         "eta", "group_completion_callbacks", "group_completion_uuid", "pipe_target", "redis_message_id", "requeue_timestamp", "retries",
         "scheduled_at", "traceback",
         # Ours: of a send that was another job, of a schedule's jobs, of steps.
-        "replayed", "schedule", "tick_at", "followed", "piped", "refused",
+        "replayed", "schedule", "tick_at", "followed", "piped", "refused", "secret_for",
     }
 )  # fmt: skip
 #: An argument of ``@actor``, and therefore in no ``actor_options``.

@@ -7,7 +7,7 @@ import pytest
 from keeper import batches
 from keeper.duty import Keeping
 from tests.keeper.conftest import Broker, Node
-from tests.ledger.test_batches import add_batch
+from tests.ledger.workflow_rows import add_batch
 
 
 @pytest.fixture

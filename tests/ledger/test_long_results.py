@@ -8,7 +8,7 @@ from ledger import batches
 from ledger.sql import SQL
 from ledger.states import State
 from tests.ledger.factory import fetch, row
-from tests.ledger.test_batches import add_batch, add_members, add_step, end
+from tests.ledger.workflow_rows import add_batch, add_members, add_step, end
 
 
 @pytest.fixture

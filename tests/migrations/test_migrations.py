@@ -171,11 +171,11 @@ BUILDING = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX CONCUR
 
 
 def test_an_index_is_built_while_others_write(empty_database_url):
-    migrations.upgrade(empty_database_url, "0010")
+    migrations.upgrade(empty_database_url, "0011")
     with psycopg.connect(empty_database_url) as slow, psycopg.connect(empty_database_url, autocommit=True) as other:
         other.execute("SET lock_timeout = '5s'")
         slow.execute(INSERT)
-        building = Meanwhile(lambda: migrations.upgrade(empty_database_url, "0011"))
+        building = Meanwhile(lambda: migrations.upgrade(empty_database_url, "0012"))
         wait_until(lambda: other.execute(BUILDING).fetchone(), 30, "the index waits for the writer before it")
 
         other.execute(INSERT)
@@ -187,12 +187,12 @@ def test_an_index_is_built_while_others_write(empty_database_url):
 
 
 def test_an_index_whose_building_was_interrupted_is_built_anew(empty_database_url):
-    migrations.upgrade(empty_database_url, "0010")
+    migrations.upgrade(empty_database_url, "0011")
     with psycopg.connect(empty_database_url, autocommit=True) as connection:
         # As an interrupted one is left behind: there, but of no use.
         connection.execute("CREATE INDEX job_parent ON switchyard.job (parent_id) WHERE false")
 
-    migrations.upgrade(empty_database_url, "0011")
+    migrations.upgrade(empty_database_url, "0012")
 
     (built,) = [definition for name, definition in catalogue(empty_database_url, INDEXES) if name == "job_parent"]
     assert "(parent_id, id) WHERE (parent_id IS NOT NULL)" in str(built)
