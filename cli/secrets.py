@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 
 import click
 
+from cli.plain import as_json, say_json
 from cli.reporting import reported
 from control.secrets_rotation import Rotation, rotate_secrets
 from runtime.secrets import new_key
@@ -26,7 +26,7 @@ def new_key_command() -> None:
 
 @secrets_group.command("rotate", short_help="Encrypt everything that is secret with the first key.")
 @click.option("--dry-run", is_flag=True, help="Only count.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@as_json
 @reported
 def rotate_command(dry_run: bool, as_json: bool) -> None:
     """Encrypt the secrets of every job that waits, or is dead or cancelled, with the first key of SECRET_KEYS; those of the callbacks that
@@ -36,7 +36,7 @@ def rotate_command(dry_run: bool, as_json: bool) -> None:
     """
     found = rotate_secrets(settings(), dry_run=dry_run)
     if as_json:
-        click.echo(json.dumps(asdict(found)))
+        say_json(asdict(found))
     else:
         _say(found, "would be" if dry_run else "were")
     if not found.is_complete:

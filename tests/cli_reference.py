@@ -80,7 +80,9 @@ JSON_NAMES = {
     "schedules list": ("schedules",),
     "schedules next": ("cron", "timezone", "utc", "local"),
     "schedules show": ("name", "actor", "expression", "state", "next_tick_at", "ticks"),
-    "secrets rotate": ("looked_at", "rotated", "missed", "running", "unreadable"),
+    "secrets rotate": (
+        "looked_at", "rotated", "batches", "batches_rotated", "keys", "keys_rotated", "keys_left", "unreadable", "running", "missed",
+    ),
     "show": ("job", "why", "attempts", "log"),
     "status": (
         "healthy", "version", "at", "ledger", "brokers", "queues", "as_of", "at_least", "dead", "workers", "schedules", "paused",
