@@ -21,10 +21,12 @@ from psycopg.abc import Params, PQGen
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from errors import LedgerNotMigrated, LedgerUnavailable
+from ledger import pooler
 from ledger.forks import ForkSafeLock
 from ledger.version import LEDGER_REVISION, SCHEMA
 
 T = TypeVar("T")
+C = TypeVar("C", bound="BoundedConnection")
 
 #: What Postgres says when the ledger's tables are not there, or older than this code.
 _UNDEFINED: Final = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedColumn)
@@ -105,7 +107,8 @@ class Database:
         url: ``postgresql://…``.
         pool_size: most connections for sends and reads, opened on demand.
         timeout: seconds a pooled statement, or the wait for a pooled connection, may take.
-        pgbouncer: behind PgBouncer in transaction mode; nothing is prepared and no session setting is made.
+        pgbouncer: behind PgBouncer in transaction mode; nothing is prepared and no session setting is made. False: such a pooler is
+            refused.
     """
 
     def __init__(self, url: str, *, pool_size: int = 10, timeout: float = 5.0, pgbouncer: bool = False) -> None:
@@ -118,6 +121,8 @@ class Database:
         self._pid = 0
         #: Why the pool's last attempt to connect failed; None when it succeeded.
         self._refusal: psycopg.OperationalError | None = None
+        #: Whether the address needs no look at what answers there: it was looked at, or PGBOUNCER says what it is.
+        self._known = pgbouncer
         #: Connections that are lent out at this moment.
         self._lent: set[BoundedConnection] = set()
 
@@ -179,7 +184,7 @@ class Database:
             LedgerUnavailable: Postgres cannot be reached.
         """
         try:
-            connection = BoundedConnection.connect(self.url, **self._arguments(f"switchyard {name}"))
+            connection = self._connect(BoundedConnection.connect, self.url, **self._arguments(f"switchyard {name}"))
             connection.time_limit = STATEMENT_TIMEOUT
             if not self.pgbouncer:
                 # The hot statements touch few rows of a table whose statistics lag behind its churn: always the index, in its
@@ -192,7 +197,7 @@ class Database:
                     connection.execute("SET enable_nestloop = off; SET enable_mergejoin = off", prepare=False)
                 connection.replan = True
         except psycopg.Error as error:
-            raise LedgerUnavailable(str(error).strip()) from error
+            raise LedgerUnavailable(pooler.refusal(error, announced=self.pgbouncer)) from error
         return connection
 
     def close(self) -> None:
@@ -201,6 +206,29 @@ class Database:
             pool, self._pool = self._pool, None
         if pool is not None and self._pid == os.getpid():
             pool.close()
+
+    def _connect(self, connect: Callable[..., C], *arguments: Any, **options: Any) -> C:
+        """Connect, the first time with a look at what answers there.
+
+        Raises:
+            psycopg.OperationalError: nobody does, or a pooler that may not be used like a server.
+        """
+
+        def bounded() -> C:
+            connection = connect(*arguments, **options)
+            connection.time_limit = CONNECT_TIMEOUT
+            return connection
+
+        connection = bounded()
+        if not self._known:
+            try:
+                if pooler.lends_for_a_transaction(connection, bounded):
+                    raise psycopg.OperationalError(pooler.ADVICE)
+            except BaseException:
+                connection.close()
+                raise
+            self._known = True
+        return connection
 
     def _borrowed(self, pool: ConnectionPool[BoundedConnection], limit: float) -> BoundedConnection:
         deadline = monotonic() + limit
@@ -211,7 +239,7 @@ class Database:
                 refusal = self._refusal
                 # While others work on theirs, a refusal only kept the pool from growing: wait for a turn.
                 if refusal is not None and not self._lent:
-                    raise LedgerUnavailable(str(refusal).strip()) from refusal
+                    raise LedgerUnavailable(pooler.refusal(refusal, announced=self.pgbouncer)) from refusal
                 # Nobody refused: all connections are busy, or Postgres is silent. That may pass until the deadline.
                 if monotonic() >= deadline:
                     raise LedgerUnavailable(f"no connection within {limit:g} s ({error})") from error
@@ -226,7 +254,7 @@ class Database:
             @classmethod
             def connect(cls, *arguments: Any, **options: Any) -> Self:
                 try:
-                    connection = super().connect(*arguments, **options)
+                    connection = database._connect(super().connect, *arguments, **options)
                 except psycopg.OperationalError as error:
                     database._refusal = error
                     raise
@@ -292,13 +320,20 @@ def require_migrated(database: Database) -> None:
     """Make sure that this code can work with the database.
 
     Raises:
-        LedgerUnavailable: it cannot be reached.
+        LedgerUnavailable: it cannot be reached, or a pooler keeps its transactions from being what they have to be.
         LedgerNotMigrated: its tables are missing or older than this code. Newer ones are fine: migrations only ever expand.
     """
     connection = database.dedicated("check")
     try:
         found = applied_revision(connection)
+        row = connection.execute("SELECT current_setting('default_transaction_isolation'), quote_ident(current_user)").fetchone()
     finally:
         connection.close()
+    if row is not None and row[0] != "read committed":
+        # Without a pooler in between, every connection asks for it.
+        raise LedgerUnavailable(
+            f"transactions of {row[1]} are {row[0].upper()} by default, and a pooler carries no other wish; in Postgres itself: "
+            f"ALTER ROLE {row[1]} SET default_transaction_isolation = 'read committed'"
+        )
     if found is None or found < LEDGER_REVISION:
         raise LedgerNotMigrated(found, LEDGER_REVISION)

@@ -1,4 +1,7 @@
-"""Alembic's entry point: run the migrations online, under a lock, in one transaction each."""
+"""Alembic's entry point: run the migrations that it is called for online, in one transaction, under a lock that ends with that.
+
+A lock of the session's would outlive the run behind a pooler in transaction mode, and every later run would wait for it.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,9 @@ def include_name(name: str | None, kind: str, parents: object) -> bool:
 
 def run() -> None:
     """Connect, take the lock, create the schema if need be, migrate."""
-    with migrations.engine(context.config.attributes["database_url"]).connect() as connection:
-        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
+    with migrations.engine(context.config.attributes["database_url"]).begin() as connection:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
         connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
-        connection.commit()
         context.configure(
             connection=connection,
             target_metadata=metadata,
@@ -31,7 +33,6 @@ def run() -> None:
             include_schemas=True,
             include_name=include_name,
             compare_server_default=True,
-            transaction_per_migration=True,
         )
         with context.begin_transaction():
             context.run_migrations()
