@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import os
 import signal
@@ -62,6 +63,15 @@ def test_without_a_docker_engine_the_way_of_a_container_says_so_and_leaves_nothi
 
     # A socket that nobody closed is a warning now, and so a failure of this test.
     gc.collect()
+
+
+@pytest.mark.parametrize("file", sorted(Path(ROOT, "tests", "rig").glob("*.py")), ids=lambda file: file.stem)
+def test_no_process_of_the_rig_is_started_with_the_environment_that_pytest_writes_to(file: Path):
+    """In one of some 40 starts beside a thread that writes to it, the kernel was handed an environment that had moved."""
+    calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+    starts = [call for call in calls if ast.unparse(call.func) in ("subprocess.run", "subprocess.Popen")]
+
+    assert [call.lineno for call in starts if "env" not in {keyword.arg for keyword in call.keywords}] == []
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Final
 
+from tests.rig.processes import inherited_environment
 from tests.rig.service import Service, Unavailable
 from tests.rig.waiting import wait_until
 
@@ -43,7 +44,9 @@ def _require_engine() -> None:
     """Raises: Unavailable: no Docker engine answers, with what the driver says about it."""
     probe = [sys.executable, "-W", "ignore", "-c", _PROBE]
     try:
-        asked = subprocess.run(probe, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+        asked = subprocess.run(
+            probe, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, env=inherited_environment()
+        )
     except subprocess.TimeoutExpired:
         raise Unavailable("the Docker engine is silent") from None
     if asked.returncode != 0:
