@@ -326,7 +326,12 @@ def require_migrated(database: Database) -> None:
     connection = database.dedicated("check")
     try:
         found = applied_revision(connection)
-        row = connection.execute("SELECT current_setting('default_transaction_isolation'), quote_ident(current_user)").fetchone()
+        with connection.transaction():
+            row = connection.execute(
+                "SELECT current_setting('default_transaction_isolation'), quote_ident(current_user)"
+            ).fetchone()
+    except psycopg.errors.ProtocolViolation as error:
+        raise LedgerUnavailable(f"{_first_line(error)}; PgBouncer needs pool_mode = transaction") from error
     finally:
         connection.close()
     if row is not None and row[0] != "read committed":

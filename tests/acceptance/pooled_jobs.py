@@ -50,7 +50,7 @@ def declare(broker: Broker) -> SimpleNamespace:
         time.sleep(0.01)
         jobs.leave_trace("ended")
 
-    @dramatiq.actor(broker=broker, rate_limit="4/second", rate_limit_burst=1)
+    @dramatiq.actor(broker=broker, rate_limit="2/second", rate_limit_burst=1)
     def measured() -> None:
         jobs.leave_trace("measured")
 

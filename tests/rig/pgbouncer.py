@@ -42,6 +42,8 @@ class PrivatePgBouncer(PrivateServer):
             info = connection.info
             self._behind = {"host": info.host, "port": str(info.port), "user": info.user, "password": info.password}
         super().__init__(user=unprivileged_user())
+        #: The configuration; a test may write another before the start.
+        self.ini = self._ini()
 
     @property
     def url(self) -> str:
@@ -63,7 +65,7 @@ class PrivatePgBouncer(PrivateServer):
             names = [column.name for column in cursor.description or ()]
             return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
-    def _spawn(self) -> Child:
+    def _ini(self) -> str:
         target = " ".join(f"{name}='{_quoted(value)}'" for name, value in self._behind.items() if value)
         lines = [
             "[databases]",
@@ -79,8 +81,11 @@ class PrivatePgBouncer(PrivateServer):
             f"default_pool_size = {self.pool}",
             *self.config,
         ]
+        return "\n".join(lines) + "\n"
+
+    def _spawn(self) -> Child:
         configuration = self.directory / "pgbouncer.ini"
-        configuration.write_text("\n".join(lines) + "\n")
+        configuration.write_text(self.ini)
         if self.user is not None:
             shutil.chown(configuration, self.user)
         return Child(
