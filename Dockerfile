@@ -5,7 +5,7 @@ WORKDIR /app
 # Dependencies first: they change less often than the code.
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; o = p['optional-dependencies']; \
-      print('\n'.join(p['dependencies'] + o['redis'] + o['rabbitmq'] + o['jobs']))" > /tmp/requirements.txt \
+      print('\n'.join(p['dependencies'] + o['redis'] + o['rabbitmq'] + o['jobs'] + o['secrets']))" > /tmp/requirements.txt \
  && pip install --no-cache-dir --constraint constraints.txt --requirement /tmp/requirements.txt
 
 COPY . .

@@ -12,9 +12,9 @@ its time-outs, reconnecting with back-off. Behind PgBouncer in transaction mode 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from threading import Event
+from threading import Event, Lock
 from time import monotonic
 from typing import Any
 
@@ -33,7 +33,7 @@ CHANNEL = "switchyard_ready"
 DEAD_CHANNEL = "switchyard_dead"
 #: At most one ring per queue in this time, in seconds. A woken worker claims what there is; it looks again at the next ring.
 DEBOUNCE = 0.005
-#: How often a doorbell that cannot hear rings once by itself, in seconds: half of it is the latency that PgBouncer costs.
+#: How often a doorbell that cannot hear rings once by itself, in seconds: half of it is what PgBouncer costs a job from another process.
 POLL = 0.25
 #: First and longest pause between two attempts to reconnect the doorbell, in seconds.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
@@ -59,14 +59,19 @@ class PostgresTransport(Transport):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self._link = _Link(settings)
+        #: The doorbells of this process that cannot hear.
+        self._deaf: set[PostgresDoorbell] = set()
 
     def sender(self) -> PostgresSender:
         """A new ringing side."""
-        return PostgresSender(self.settings)
+        return PostgresSender(self.settings, self._deaf)
 
     def doorbell(self) -> PostgresDoorbell:
         """A new listening side."""
-        return PostgresDoorbell(self.settings)
+        doorbell = PostgresDoorbell(self.settings)
+        if self.settings.pgbouncer:
+            self._deaf.add(doorbell)
+        return doorbell
 
     def rings(self, queues: Iterable[str]) -> list[tuple[str, str]]:
         """The doorbell's own ring, undebounced: only the server knows when the caller's transaction is committed."""
@@ -91,10 +96,15 @@ class PostgresTransport(Transport):
 
 
 class PostgresSender(Sender):
-    """Rings for the queues of each batch, debounced; what is held back is sent by the next call that is late enough."""
+    """Rings for the queues of each batch, debounced; what is held back is sent by the next call that is late enough.
 
-    def __init__(self, settings: Settings) -> None:
+    Parameters:
+        by_hand: doorbells of the same process that cannot hear it.
+    """
+
+    def __init__(self, settings: Settings, by_hand: Collection[PostgresDoorbell] = ()) -> None:
         self._link = _Link(settings)
+        self._by_hand = by_hand
         # When each queue rang last, and the queues that owe a ring since then.
         self._rang: dict[str, float] = {}
         self._held: set[str] = set()
@@ -124,6 +134,8 @@ class PostgresSender(Sender):
         for payload, rung in _payloads(queues):
             # Held until the ring is out: when it fails, the next call rings again.
             self._link.rows(_RING, (CHANNEL, payload))
+            for doorbell in tuple(self._by_hand):
+                doorbell.ring(rung)
             self._held.difference_update(rung)
             self._rang.update(dict.fromkeys(rung, monotonic()))
         return []
@@ -136,14 +148,18 @@ class PostgresDoorbell(Doorbell):
         self._link = _Link(settings)
         self._deaf = settings.pgbouncer
         self._closed = Event()
+        # Where nothing can be heard: what the own process rang, and when every queue is looked into, whatever rang.
+        self._lock = Lock()
+        self._rung: set[str] = set()
+        self._by_hand = Event()
+        self._poll_at = 0.0
         self._pause = _FIRST_PAUSE
         self._next_attempt = 0.0
 
     def wait(self, timeout: float) -> set[str]:
         """Block until a queue rings or ``timeout`` seconds passed; see ``Doorbell.wait``. Never raises."""
         if self._deaf:
-            self._closed.wait(min(timeout, POLL))
-            return {ANY_QUEUE}
+            return self._poll(timeout)
         deadline = monotonic() + timeout
         while True:
             if not self._link.connected:
@@ -156,10 +172,28 @@ class PostgresDoorbell(Doorbell):
             if monotonic() >= deadline or self._closed.is_set():
                 return set()
 
+    def ring(self, queues: Iterable[str]) -> None:
+        """Ring by hand, from another thread of the same process."""
+        with self._lock:
+            self._rung.update(queues)
+        self._by_hand.set()
+
     def close(self) -> None:
         """Close the connection, quietly."""
         self._closed.set()
+        self._by_hand.set()
         self._link.close()
+
+    def _poll(self, timeout: float) -> set[str]:
+        self._by_hand.wait(max(0.0, min(timeout, self._poll_at - monotonic())))
+        self._by_hand.clear()
+        with self._lock:
+            rung, self._rung = self._rung, set()
+        now = monotonic()
+        if now >= self._poll_at:
+            self._poll_at = now + POLL
+            rung.add(ANY_QUEUE)
+        return rung
 
     def _listen(self, deadline: float) -> bool:
         """Connect and listen, after the pause that is due; True when rings are heard from now on."""

@@ -189,9 +189,9 @@ class Doorbell(ABC):
     def wait(self, timeout: float) -> set[str]:
         """Block until a queue rings or ``timeout`` seconds passed. Returns the queues that rang, all at once when many did.
 
-        ``ANY_QUEUE`` among them says that rings may have been missed: on the first call, after each reconnect, and at every
-        return where rings cannot be heard at all (PgBouncer), which is then after at most a quarter of a second. Never raises:
-        while Postgres is away it waits out the time-out (polling is the fall-back) and reconnects by itself.
+        ``ANY_QUEUE`` among them says that rings may have been missed: on the first call, after each reconnect, and every quarter of
+        a second where only those of the own process can be heard (PgBouncer). Never raises: while Postgres is away it waits out the
+        time-out (polling is the fall-back) and reconnects by itself.
         """
 
     @abstractmethod

@@ -53,7 +53,7 @@ def migrate() -> None:
     """
     settings = load()
     try:
-        before, after = migrate_database(settings.database_url.get_secret_value())
+        before, after = migrate_database(settings.database_url.get_secret_value(), pgbouncer=settings.pgbouncer)
     except LedgerUnavailable as error:
         raise database_refusal(error, settings) from error
     click.echo(f"the ledger is at {after} already" if before == after else f"migrated the ledger: {before or 'empty'} -> {after}")

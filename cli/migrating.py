@@ -7,10 +7,13 @@ from ledger.database import Database, applied_revision
 from ledger.version import LEDGER_REVISION
 
 
-def migrate(database_url: str) -> tuple[str | None, str]:
+def migrate(database_url: str, *, pgbouncer: bool = False) -> tuple[str | None, str]:
     """Apply what is missing.
 
     A database that is newer than this code is left alone: migrations only ever expand, so it fits.
+
+    Parameters:
+        pgbouncer: the URL leads through PgBouncer in transaction mode.
 
     Returns:
         The revision before (None: there were no tables) and after.
@@ -18,7 +21,8 @@ def migrate(database_url: str) -> tuple[str | None, str]:
     Raises:
         LedgerUnavailable: Postgres does not answer, or refuses to have its tables changed.
     """
-    before = _revision(database_url)
+    with Database(database_url, pgbouncer=pgbouncer).dedicated("migrate") as connection:
+        before = applied_revision(connection)
     if before is not None and before >= LEDGER_REVISION:
         return before, before
     # Only here: these two take longer to load than all that a worker needs, and every command and worker would wait for them.
@@ -31,9 +35,3 @@ def migrate(database_url: str) -> tuple[str | None, str]:
     except DBAPIError as error:
         raise LedgerUnavailable(f"cannot migrate: {str(error.orig).strip().splitlines()[0]}") from error
     return before, LEDGER_REVISION
-
-
-def _revision(database_url: str) -> str | None:
-    connection = Database(database_url).dedicated("migrate")
-    with connection:
-        return applied_revision(connection)

@@ -226,7 +226,7 @@ class Stack:
     def _migrate(self) -> None:
         settings = self.settings
         try:
-            before, after = migrate(settings.database_url.get_secret_value())
+            before, after = migrate(settings.database_url.get_secret_value(), pgbouncer=settings.pgbouncer)
         except LedgerUnavailable as error:
             if self.embedded_database:
                 raise

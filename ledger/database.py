@@ -21,11 +21,12 @@ from psycopg.abc import Params, PQGen
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from errors import LedgerNotMigrated, LedgerUnavailable
-from ledger import cancelling
+from ledger import cancelling, pooler
 from ledger.forks import ForkSafeLock
 from ledger.version import LEDGER_REVISION, SCHEMA
 
 T = TypeVar("T")
+C = TypeVar("C", bound="BoundedConnection")
 
 #: What Postgres says when the ledger's tables are not there, or older than this code.
 _UNDEFINED: Final = (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName, psycopg.errors.UndefinedColumn)
@@ -154,7 +155,8 @@ class Database:
         url: ``postgresql://…``.
         pool_size: most connections for sends and reads, opened on demand.
         timeout: seconds a pooled statement, or the wait for a pooled connection, may take.
-        pgbouncer: behind PgBouncer in transaction mode; nothing is prepared and no session setting is made.
+        pgbouncer: behind PgBouncer in transaction mode; nothing is prepared and no session setting is made. False: such a pooler is
+            refused.
     """
 
     def __init__(self, url: str, *, pool_size: int = 10, timeout: float = 5.0, pgbouncer: bool = False) -> None:
@@ -167,6 +169,8 @@ class Database:
         self._pid = 0
         #: Why the pool's last attempt to connect failed; None when it succeeded.
         self._refusal: psycopg.OperationalError | None = None
+        #: Whether the address needs no look at what answers there: it was looked at, or PGBOUNCER says what it is.
+        self._known = pgbouncer
         #: Connections that are lent out at this moment.
         self._lent: set[BoundedConnection] = set()
 
@@ -231,8 +235,8 @@ class Database:
             LedgerUnavailable: Postgres cannot be reached.
         """
         try:
-            connection = BoundedConnection.connect(
-                self.url, **arguments(self.url, f"switchyard {name}", pgbouncer=self.pgbouncer)
+            connection = self._connect(
+                BoundedConnection.connect, self.url, **arguments(self.url, f"switchyard {name}", pgbouncer=self.pgbouncer)
             )
             connection.time_limit = STATEMENT_TIMEOUT
             if not self.pgbouncer:
@@ -247,7 +251,7 @@ class Database:
                     connection.execute("SET enable_nestloop = off; SET enable_mergejoin = off", prepare=False)
                 connection.replan = True
         except psycopg.Error as error:
-            raise LedgerUnavailable(str(error).strip()) from error
+            raise LedgerUnavailable(pooler.refusal(error, announced=self.pgbouncer)) from error
         return connection
 
     def close(self) -> None:
@@ -256,6 +260,29 @@ class Database:
             pool, self._pool = self._pool, None
         if pool is not None and self._pid == os.getpid():
             pool.close()
+
+    def _connect(self, connect: Callable[..., C], *arguments: Any, **options: Any) -> C:
+        """Connect, the first time with a look at what answers there.
+
+        Raises:
+            psycopg.OperationalError: nobody does, or a pooler that may not be used like a server.
+        """
+
+        def bounded() -> C:
+            connection = connect(*arguments, **options)
+            connection.time_limit = CONNECT_TIMEOUT
+            return connection
+
+        connection = bounded()
+        if not self._known:
+            try:
+                if pooler.lends_for_a_transaction(connection, bounded):
+                    raise psycopg.OperationalError(pooler.ADVICE)
+            except BaseException:
+                connection.close()
+                raise
+            self._known = True
+        return connection
 
     def _borrowed(self, pool: ConnectionPool[BoundedConnection], limit: float) -> BoundedConnection:
         deadline = monotonic() + limit
@@ -266,7 +293,7 @@ class Database:
                 refusal = self._refusal
                 # While others work on theirs, a refusal only kept the pool from growing: wait for a turn.
                 if refusal is not None and not self._lent:
-                    raise LedgerUnavailable(str(refusal).strip()) from refusal
+                    raise LedgerUnavailable(pooler.refusal(refusal, announced=self.pgbouncer)) from refusal
                 # Nobody refused: all connections are busy, or Postgres is silent. That may pass until the deadline.
                 if monotonic() >= deadline:
                     raise LedgerUnavailable(f"no connection within {limit:g} s ({error})") from error
@@ -281,7 +308,7 @@ class Database:
             @classmethod
             def connect(cls, *arguments: Any, **options: Any) -> Self:
                 try:
-                    connection = super().connect(*arguments, **options)
+                    connection = database._connect(super().connect, *arguments, **options)
                 except psycopg.OperationalError as error:
                     database._refusal = error
                     raise
@@ -328,13 +355,25 @@ def require_migrated(database: Database) -> None:
     """Make sure that this code can work with the database.
 
     Raises:
-        LedgerUnavailable: it cannot be reached.
+        LedgerUnavailable: it cannot be reached, or a pooler keeps its transactions from being what they have to be.
         LedgerNotMigrated: its tables are missing or older than this code. Newer ones are fine: migrations only ever expand.
     """
     connection = database.dedicated("check")
     try:
         found = applied_revision(connection)
+        with connection.transaction():
+            row = connection.execute(
+                "SELECT current_setting('default_transaction_isolation'), quote_ident(current_user)"
+            ).fetchone()
+    except psycopg.errors.ProtocolViolation as error:
+        raise LedgerUnavailable(f"{_first_line(error)}; PgBouncer needs pool_mode = transaction") from error
     finally:
         connection.close()
+    if row is not None and row[0] != "read committed":
+        # Without a pooler in between, every connection asks for it.
+        raise LedgerUnavailable(
+            f"transactions of {row[1]} are {row[0].upper()} by default, and a pooler carries no other wish; in Postgres itself: "
+            f"ALTER ROLE {row[1]} SET default_transaction_isolation = 'read committed'"
+        )
     if found is None or found < LEDGER_REVISION:
         raise LedgerNotMigrated(found, LEDGER_REVISION)

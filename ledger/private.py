@@ -2,7 +2,8 @@
 
 They are neither the pool's (a job that works for minutes would be missing there, and what user code sets on a connection would meet the
 ledger's statements) nor tuned as those of our own threads. What a borrower left behind, from settings to advisory locks, is
-discarded before the next one.
+discarded before the next one. Behind PgBouncer that has to happen before the commit, since the session is somebody else's right after it;
+there an advisory lock of the session's survives a rollback.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from typing import Final
 
 import psycopg
+from psycopg import sql
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
@@ -21,6 +23,12 @@ from ledger.database import BoundedConnection, Database, is_outage
 
 #: Most connections kept while nobody uses them.
 KEEP: Final = 4
+#: What DISCARD ALL does, as far as it may be done inside a transaction and concerns a borrower who can prepare nothing.
+_FORGET: Final = (
+    "CLOSE ALL; UNLISTEN *; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; DISCARD TEMP; SELECT pg_advisory_unlock_all()"
+)
+#: What PgBouncer remembers for each client; reset, it would stay so.
+_CLIENTS: Final = ("application_name", "client_encoding", "DateStyle", "IntervalStyle", "TimeZone", "standard_conforming_strings")
 
 
 class PrivateConnections:
@@ -31,6 +39,8 @@ class PrivateConnections:
         self._name = name
         self._lock = threading.Lock()
         self._idle: list[BoundedConnection] = []
+        #: What PgBouncer remembers of a connection that nobody has used yet.
+        self._own: dict[str, str] = {}
 
     @contextmanager
     def connection(self) -> Iterator[BoundedConnection]:
@@ -49,6 +59,13 @@ class PrivateConnections:
             raise
         finally:
             self._take_back(connection)
+
+    def leave_nothing(self, connection: BoundedConnection) -> None:
+        """Call it inside a borrower's transaction when they are done with it, before it is committed; needed behind PgBouncer alone."""
+        if self._database.pgbouncer:
+            own = [(name, self._own[name]) for name in _CLIENTS if name in self._own]
+            again = [sql.SQL("SET {} = {}").format(sql.Identifier(name.lower()), sql.Literal(value)) for name, value in own]
+            connection.execute(sql.SQL("; ").join([sql.SQL(_FORGET), *again]), prepare=False)
 
     def close(self) -> None:
         """Close what nobody uses."""
@@ -75,6 +92,8 @@ class PrivateConnections:
         connection = self._database.dedicated(self._name)
         connection.prepare_threshold = None
         connection.replan = False
+        shown = {name: connection.info.parameter_status(name) for name in _CLIENTS}
+        self._own = {name: value for name, value in shown.items() if value is not None}
         self._clean(connection)
         return connection
 

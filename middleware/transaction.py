@@ -84,7 +84,7 @@ class Transactions:
                     ending = _completed(claim, result())
                     follow(ending)
                     claim.completion = Completion.UNDER_WAY
-                    _finish(connection, claim, ending)
+                    self._finish(connection, claim, ending)
             except LedgerUnavailable:
                 if claim.completion is None or not self._was_committed(claim):
                     raise
@@ -95,6 +95,19 @@ class Transactions:
                 claim.completion = None
             if guard is not None:
                 guard.resume()
+
+    def _finish(self, connection: BoundedConnection, claim: Claim, ending: Finish) -> None:
+        """The last statement before the commit. Raises: LeaseLost."""
+        if connection.info.transaction_status == TransactionStatus.IDLE:
+            raise RuntimeError("the block ended its transaction itself; job.transaction() commits when the block is over")
+        # Whatever the block made of its connection: these rows are ours, and from here on nothing else could end a silence.
+        connection.row_factory = tuple_row
+        connection.cursor_factory = psycopg.Cursor
+        connection.time_limit = STATEMENT_TIMEOUT
+        self._connections.leave_nothing(connection)
+        connection.execute(SQL["bound_idleness"], {"milliseconds": str(int(COMMIT_GRACE * 1000))})
+        if not write.finish(connection, [ending]):
+            raise LeaseLost(claim.job.message_id)
 
     def _was_committed(self, claim: Claim) -> bool:
         """Ask until Postgres answers. Raises: LeaseLost: not committed, and another worker may own the job."""
@@ -134,19 +147,6 @@ def _completed(claim: Claim, result: str | None) -> Finish:
         result=result,
         limited=claim.job.limited,
     )
-
-
-def _finish(connection: BoundedConnection, claim: Claim, ending: Finish) -> None:
-    """The last statement before the commit. Raises: LeaseLost."""
-    if connection.info.transaction_status == TransactionStatus.IDLE:
-        raise RuntimeError("the block ended its transaction itself; job.transaction() commits when the block is over")
-    # Whatever the block made of its connection: these rows are ours, and from here on nothing else could end a silence.
-    connection.row_factory = tuple_row
-    connection.cursor_factory = psycopg.Cursor
-    connection.time_limit = STATEMENT_TIMEOUT
-    connection.execute(SQL["bound_idleness"], {"milliseconds": str(int(COMMIT_GRACE * 1000))})
-    if not write.finish(connection, [ending]):
-        raise LeaseLost(claim.job.message_id)
 
 
 def say_too_late(result: Any, exception: BaseException | None) -> None:

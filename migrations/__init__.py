@@ -28,8 +28,15 @@ def alembic_config(database_url: str) -> Config:
 
 
 def upgrade(database_url: str, revision: str = "head") -> None:
-    """Bring the database to ``revision`` (default: the newest). Safe to run again and from several processes at once."""
-    command.upgrade(alembic_config(database_url), revision)
+    """Bring the database to ``revision`` (default: the newest), one migration a transaction.
+
+    Safe to run again and from several processes at once: each step finds out under the lock whether another process took it. Works
+    through PgBouncer.
+    """
+    config = alembic_config(database_url)
+    steps = list(ScriptDirectory.from_config(config).iterate_revisions(revision, "base"))
+    for step in reversed(steps):
+        command.upgrade(config, step.revision)
 
 
 def downgrade(database_url: str, revision: str) -> None:
@@ -43,6 +50,6 @@ def newest() -> str | None:
 
 
 def engine(database_url: str) -> sqlalchemy.Engine:
-    """A short-lived SQLAlchemy engine on psycopg for ``postgresql://`` URLs."""
+    """A short-lived SQLAlchemy engine on psycopg for ``postgresql://`` URLs; it prepares nothing, which no pooler would keep."""
     url = sqlalchemy.make_url(database_url).set(drivername="postgresql+psycopg")
-    return sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+    return sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args={"prepare_threshold": None})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import gc
 import os
 import signal
 import subprocess
@@ -14,6 +16,7 @@ import psycopg
 import pytest
 import redis
 
+from tests.rig.containers import run_container
 from tests.rig.parallel import unit_of
 from tests.rig.ports import free_port
 from tests.rig.postgres import Databases, PrivatePostgres, find_postgres
@@ -48,6 +51,27 @@ def test_no_way_at_all_is_a_failure_that_says_every_reason_and_what_to_do():
 
     with pytest.raises(NoServer, match=r"(?s)need X and found none:\n  - no such program\nInstall X, or set X_URL\."):
         first_available("X", "X_URL", [broken], "Install X")
+
+
+def test_without_a_docker_engine_the_way_of_a_container_says_so_and_leaves_nothing_open(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
+
+    with pytest.raises(Unavailable, match=r"no Docker engine answers \(.*No such file or directory"):
+        run_container("postgres:17-alpine", 5432, lambda host, port: f"{host}:{port}", lambda url: True)
+
+    # A socket that nobody closed is a warning now, and so a failure of this test.
+    gc.collect()
+
+
+@pytest.mark.parametrize("file", sorted(Path(ROOT, "tests", "rig").glob("*.py")), ids=lambda file: file.stem)
+def test_no_process_of_the_rig_is_started_with_the_environment_that_pytest_writes_to(file: Path):
+    """In one of some 40 starts beside a thread that writes to it, the kernel was handed an environment that had moved."""
+    calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+    starts = [call for call in calls if ast.unparse(call.func) in ("subprocess.run", "subprocess.Popen")]
+
+    assert [call.lineno for call in starts if "env" not in {keyword.arg for keyword in call.keywords}] == []
 
 
 @pytest.mark.parametrize(

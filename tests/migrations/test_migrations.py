@@ -13,12 +13,13 @@ import psycopg
 import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
-from sqlalchemy import CheckConstraint
+from sqlalchemy import CheckConstraint, text
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateSchema
 
 import migrations
-from errors import LedgerNotMigrated
+from errors import LedgerNotMigrated, LedgerUnavailable
 from ledger.database import Database, applied_revision, require_migrated
 from ledger.tables import metadata
 from ledger.version import LEDGER_REVISION, SCHEMA
@@ -196,6 +197,36 @@ def test_an_index_whose_building_was_interrupted_is_built_anew(empty_database_ur
 
     (built,) = [definition for name, definition in catalogue(empty_database_url, INDEXES) if name == "job_parent"]
     assert "(parent_id, id) WHERE (parent_id IS NOT NULL)" in str(built)
+
+
+def test_migrations_prepare_nothing(empty_database_url):
+    with migrations.engine(empty_database_url).connect() as connection:
+        for _ in range(20):
+            connection.execute(text("SELECT 1"))
+
+        assert connection.execute(text("SELECT count(*) FROM pg_prepared_statements")).scalar() == 0
+
+
+def test_a_migration_that_fails_leaves_those_before_it(empty_database_url):
+    migrations.upgrade(empty_database_url, "0001")
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        # In the way of one that comes later.
+        connection.execute("CREATE TABLE switchyard.schedule ()")
+
+        with pytest.raises(DBAPIError, match="already exists"):
+            migrations.upgrade(empty_database_url)
+
+        assert "0001" < (applied_revision(connection) or "") < LEDGER_REVISION
+
+
+def test_a_default_isolation_that_no_pooler_lets_us_change_is_refused(database_url):
+    name = Databases.name_of(database_url)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'")
+
+    with pytest.raises(LedgerUnavailable, match=r"REPEATABLE READ by default.*ALTER ROLE \S+ SET default_transaction_isolation"):
+        require_migrated(Database(database_url, pgbouncer=True))
+    require_migrated(Database(database_url))
 
 
 def test_a_database_without_tables_or_behind_is_refused(empty_database_url):

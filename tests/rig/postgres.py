@@ -155,7 +155,10 @@ def _reachable(binaries: Path, user: str | None) -> Path:
     if user is None:
         return binaries
     try:
-        subprocess.run([binaries / "postgres", "--version"], capture_output=True, cwd="/", check=True, user=user, extra_groups=[])
+        subprocess.run(
+            [binaries / "postgres", "--version"],
+            capture_output=True, cwd="/", check=True, user=user, extra_groups=[], env=base_environment(),
+        )  # fmt: skip
     except (OSError, subprocess.CalledProcessError):
         installation, package = binaries.parent, binaries.parent.parent
         copy = private_directory("postgres-programs", user)

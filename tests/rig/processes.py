@@ -37,7 +37,12 @@ class Guard:
             if self._process is None:
                 script = str(Path(__file__).with_name("guard.py"))
                 self._process = subprocess.Popen(
-                    [sys.executable, "-I", script], stdin=subprocess.PIPE, text=True, start_new_session=True, cwd="/"
+                    [sys.executable, "-I", script],
+                    stdin=subprocess.PIPE,
+                    text=True,
+                    start_new_session=True,
+                    cwd="/",
+                    env=inherited_environment(),
                 )
             assert self._process.stdin is not None
             self._process.stdin.write(line + "\n")
@@ -156,6 +161,15 @@ def base_environment() -> dict[str, str]:
     """What any program needs from the caller's environment, and nothing that configures Switchyard or a server."""
     wanted = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
     return {name: os.environ[name] for name in wanted if name in os.environ} | {"HOME": os.environ.get("HOME", "/")}
+
+
+def inherited_environment() -> dict[str, str]:
+    """A copy of the caller's environment, for what a thread starts.
+
+    pytest writes to the environment while it runs, which moves it in memory: a process that is started at that moment with the original
+    fails to (``Bad address``).
+    """
+    return {name: value for name in tuple(os.environ) if (value := os.environ.get(name)) is not None}
 
 
 def unprivileged_user() -> str | None:

@@ -23,7 +23,7 @@ from pika.exceptions import AMQPError
 
 from tests.rig.containers import run_container
 from tests.rig.ports import free_port, listening
-from tests.rig.processes import Child, base_environment
+from tests.rig.processes import Child, base_environment, inherited_environment
 from tests.rig.service import PrivateServer, Service, Unavailable, first_available, run_private
 from tests.rig.waiting import wait_until
 
@@ -191,7 +191,7 @@ def _from_apt() -> Service:
     prefix: list[str] = []
     if os.geteuid() != 0:
         prefix = ["sudo", "-n"]
-        if shutil.which("sudo") is None or subprocess.run([*prefix, "true"], capture_output=True).returncode != 0:
+        if shutil.which("sudo") is None or _run_quietly([*prefix, "true"]).returncode != 0:
             raise Unavailable("no right to apt-get install it (neither root nor a sudo without password)")
     # RUNLEVEL=1: install it without starting the machine's own node.
     command = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive", "RUNLEVEL=1", "apt-get", "-qq", "-o", "DPkg::Lock::Timeout=120"]
@@ -206,7 +206,9 @@ def _from_apt() -> Service:
 
 
 def _run_quietly(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600)
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600, env=inherited_environment()
+    )
 
 
 def _in_own_vhost(url: str, source: str) -> Service:
