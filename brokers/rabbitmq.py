@@ -238,7 +238,7 @@ class RabbitmqSender(Sender):
         Raises: TransportDown: it was something else, or the connection is gone as well.
         """
         link, prefix = self._link, self._settings.broker_prefix
-        queues = self._declared | {trigger.queue for trigger in batch}
+        queues = (self._declared | {trigger.queue for trigger in batch}).difference(self._refusals)
         refused = refused_queue(error, prefix, queues)
         if refused is None or link is None:
             raise self._lost(error, [trigger.job_id for trigger in batch]) from error.__cause__
@@ -246,7 +246,7 @@ class RabbitmqSender(Sender):
         try:
             link.renew_channel()
             # Seldom is it one alone, and each would take a batch of all the others with it.
-            others = sorted(queues.difference(self._refusals))
+            others = sorted(queues - {refused.queue})
             self._refusals.ask(others, lambda queue: use(link, prefix, queue))
             self._begin(link)
         except TransportDown as worse:
@@ -358,7 +358,6 @@ class RabbitmqReceiver(Receiver):
                 try:
                     return self._fetch(queues, limit, deadline, stale=stale)
                 except TransportDown as error:
-                    # Each time it is one queue less.
                     self._go_on(error, queues)
                     stale = False
         except TransportDown:
@@ -393,7 +392,9 @@ class RabbitmqReceiver(Receiver):
     def _go_on(self, error: TransportDown, queues: Sequence[str]) -> None:
         """Consume the others if RabbitMQ refused one of these queues. Raises: TransportDown: it was something else, or worse."""
         subscription = self._subscription
-        refused = refused_queue(error, self._settings.broker_prefix, queues)
+        # One queue less each time: one that is set aside already cannot have been it.
+        others = [queue for queue in queues if queue not in self._refusals]
+        refused = refused_queue(error, self._settings.broker_prefix, others)
         if refused is None or subscription is None:
             raise error
         self._refusals.note(refused)

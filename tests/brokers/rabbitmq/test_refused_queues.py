@@ -151,6 +151,23 @@ def test_a_queue_declared_otherwise_is_passed_over_by_a_receiver_and_consumed_on
     assert ids(fetch_all(receiver, QUEUES, 3)) == [300, 301, 302]
 
 
+def test_a_refusal_that_is_heard_of_while_something_is_settled_is_one_of_that_queue(
+    ends: Ends, sender: RabbitmqSender, receiver: RabbitmqReceiver, spoilt: str
+) -> None:
+    _published(sender, range(50), "c")
+    # The second queue is consumed first.
+    triggers = receiver.fetch(["b", "c"], 1, 10.0).triggers
+
+    def heard() -> bool:
+        receiver.settle([])
+        return "b" in receiver._refusals
+
+    wait_until(heard, 30, "the refusal arrives")
+    receiver.settle(triggers)
+    # The one in hand went back with the channel.
+    _take(receiver, ["b", "c"], set(range(50)))
+
+
 def test_a_receiver_of_nothing_but_a_refused_queue_waits_its_time(receiver: RabbitmqReceiver, spoilt: str) -> None:
     for _ in range(2):
         assert not receiver.fetch(["b"], 5, 0.2)
@@ -158,7 +175,12 @@ def test_a_receiver_of_nothing_but_a_refused_queue_waits_its_time(receiver: Rabb
 
 
 def test_a_queue_that_permissions_refuse_takes_no_other_with_it_and_goes_on_once_they_are_given(
-    make_ends, narrow: Callable[[str, str, str], Settings], spoilt: str, channel: BlockingChannel, soon: None
+    make_ends,
+    narrow: Callable[[str, str, str], Settings],
+    spoilt: str,
+    channel: BlockingChannel,
+    soon: None,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     channel.queue_delete(spoilt)
     but_b = r"^(?!.*\.b\.)"
@@ -178,6 +200,10 @@ def test_a_queue_that_permissions_refuse_takes_no_other_with_it_and_goes_on_once
     # It may still not be read.
     assert _published(sender, range(40, 43), "c") == []
     assert {trigger.queue for trigger in _take(receiver, QUEUES, {40, 41, 42})} <= {"a", "c"}
+    for _ in range(5):
+        assert not receiver.fetch(QUEUES, 5, 0.2)
+    # Asked for again several times, it was not taken for good because it may be declared.
+    assert not _said(caplog, "'was': 'consume'")
 
     narrow(".*", ".*", ".*")
     _take(receiver, QUEUES, {30, 31, 32})
