@@ -15,7 +15,7 @@ inside ``turn``: an owner that does not call it for 30 s loses the connection, a
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from ssl import SSLError
 from time import monotonic
@@ -34,7 +34,7 @@ from pika.exceptions import (
     StreamLostError,
 )
 
-from brokers.transport import SOCKET_TIMEOUT, TransportDown
+from brokers.transport import SOCKET_TIMEOUT, QueueRefused, TransportDown
 
 #: Priorities that a queue has. The ten bands use 0 to 9.
 MAX_PRIORITY = 10
@@ -51,6 +51,12 @@ logging.getLogger("pika").setLevel(logging.CRITICAL)
 #: until the server gives its connection up; fetchers and publishers give a sign every second.
 _HEARTBEAT = 10
 _NOT_FOUND = 404
+#: What RabbitMQ closes a channel with when it refuses one queue to us, and what an operator can do about it.
+_REFUSALS = {
+    403: "give the user of RABBITMQ_URL the permissions configure, write and read for {name} (`rabbitmqctl set_permissions`)",
+    405: "another connection holds {name} for itself: end that, or delete the queue",
+    406: "{name} was declared otherwise by somebody else: delete it (`rabbitmqctl delete_queue {name}`), it is made anew as it has to be",
+}
 #: How long ``close`` waits for the server's goodbye, in seconds. Until then the server reads what was published before.
 _GOODBYE = 1.0
 
@@ -271,21 +277,83 @@ def ask_if_there(link: Link, question: Callable[[Channel, Callable[[Any], None]]
     try:
         return ask(link, question)
     except TransportDown as error:
-        closed = error.__cause__
-        if not isinstance(closed, ChannelClosedByBroker) or closed.reply_code != _NOT_FOUND:
+        if _reply_code(error) != _NOT_FOUND:
             raise
         link.renew_channel()
         return None
 
 
-def waiting(link: Link, name: str) -> tuple[int, int]:
-    """How many messages wait in a queue, and how many consumers it has; 0 and 0 where there is none. Raises: TransportDown."""
-    reply = ask_if_there(link, lambda channel, answer: channel.queue_declare(name, passive=True, callback=answer))
-    return (0, 0) if reply is None else (int(reply.method.message_count), int(reply.method.consumer_count))
+def refused_queue(error: TransportDown, prefix: str, queues: Iterable[str]) -> QueueRefused | None:
+    """Which of these queues RabbitMQ refused, where that is what closed the channel; None: it was something else."""
+    code = _reply_code(error)
+    if code not in _REFUSALS:
+        return None
+    text = str(error.__cause__.reply_text) if isinstance(error.__cause__, ChannelClosedByBroker) else ""
+    for queue in queues:
+        name = queue_name(prefix, queue)
+        # RabbitMQ's text is cut off at 255 characters, and names what it is about in quotes.
+        if f"'{name}'" in text or f"'{prefix}.{queue}.epoch." in text or _ends_within(text, name):
+            return QueueRefused(queue, text, _REFUSALS[code].format(name=name))
+    return None
+
+
+def use(link: Link, prefix: str, queue: str, *, consume: bool = False) -> None:
+    """Declare a queue, and have it consumed for a moment, to learn whether we may; the link is good afterwards in any case.
+
+    Raises: QueueRefused, TransportDown.
+    """
+    name = queue_name(prefix, queue)
+    try:
+        ask(link, lambda channel, answer: channel.queue_declare(name, durable=True, arguments=_ARGUMENTS, callback=answer))
+        if consume:
+            with link.writing() as channel:
+                channel.basic_qos(prefetch_count=1)
+            ask(link, lambda channel, answer: channel.basic_consume(name, _ignore, callback=answer))
+            # What was pushed goes back to its place.
+            link.renew_channel()
+    except TransportDown as error:
+        refused = refused_queue(error, prefix, [queue])
+        if refused is None:
+            raise
+        link.renew_channel()
+        raise refused from error
+
+
+def waiting_in(link: Link, prefix: str, queue: str) -> tuple[int, int] | None:
+    """How many messages wait in a queue, and how many consumers it has; None where there is none. The link is good afterwards in any case.
+
+    Raises: QueueRefused: it is somebody's own. TransportDown.
+    """
+    name = queue_name(prefix, queue)
+    try:
+        reply = ask_if_there(link, lambda channel, answer: channel.queue_declare(name, passive=True, callback=answer))
+    except TransportDown as error:
+        refused = refused_queue(error, prefix, [queue])
+        if refused is None:
+            raise
+        link.renew_channel()
+        raise refused from error
+    return None if reply is None else (int(reply.method.message_count), int(reply.method.consumer_count))
 
 
 def _nothing() -> None:
     """What the timer of a turn runs."""
+
+
+def _ignore(*_message: object) -> None:
+    """What is done with a message that is going back."""
+
+
+def _reply_code(error: TransportDown) -> int | None:
+    """With what RabbitMQ closed the channel, if it did."""
+    closed = error.__cause__
+    return int(closed.reply_code) if isinstance(closed, ChannelClosedByBroker) else None
+
+
+def _ends_within(text: str, name: str) -> bool:
+    """Whether the text was cut off within this name."""
+    _, quote, rest = text.rpartition("queue '")
+    return bool(quote) and "'" not in rest and bool(rest) and name.startswith(rest.rstrip("."))
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -346,7 +346,7 @@ class SwitchyardBroker(Broker):
             max_age=max_age_of(message, actor),
             parent_id=None if claim is None else claim.job.message_id,
             broker=broker,
-            grace=self.publisher.grace(broker) if self.transports[broker].carries_triggers else None,
+            grace=self.publisher.grace(broker, message.queue_name) if self.transports[broker].carries_triggers else None,
         )
 
     def _row(self, message: Message[Any], delay: float, origin: Origin) -> NewJob:

@@ -9,6 +9,10 @@ itself. All publishes go through the default exchange with ``mandatory``: a miss
 
 The sender follows confirms as they come and is never more than 5,000 ahead of them. What a dying connection leaves unconfirmed,
 what is refused and what comes back is reported by id, and its rows are published again: copies are possible, losses are not.
+A queue that RabbitMQ refuses (declared otherwise by somebody, no permission) closes the channel. The sender opens another one, sets that
+queue aside, and reports what it had not seen confirmed; the receiver consumes the others. Whether it is taken again is asked on a
+connection made for that, so that the others are not disturbed a second time (``brokers.refusals``).
+
 While a memory or disk alarm blocks the connection, publishing fails at once and the connection is kept, so that what is in it
 already arrives once and not once per attempt.
 
@@ -17,17 +21,29 @@ The receiver lets RabbitMQ push; how much it may hold unclaimed follows what is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from time import monotonic
 from typing import Any
 
 from pika import BasicProperties, URLParameters
 
-from brokers.amqp import Link, ask, declare, opened, queue_name, waiting
+from brokers.amqp import Link, ask, declare, opened, queue_name, refused_queue, use, waiting_in
 from brokers.rabbitmq_dead_letters import dead_queue, put_dead
 from brokers.rabbitmq_inspector import RabbitmqInspector
+from brokers.refusals import Refusals
 from brokers.subscription import Subscription
-from brokers.transport import BANDS, SOCKET_TIMEOUT, Fetched, Receiver, Sender, Transport, TransportDown, Trigger, band
+from brokers.transport import (
+    BANDS,
+    SOCKET_TIMEOUT,
+    Fetched,
+    QueueRefused,
+    Receiver,
+    Sender,
+    Transport,
+    TransportDown,
+    Trigger,
+    band,
+)
 from brokers.wire import decode, encode
 from errors import SettingsError
 from ledger.dead import DeadNotice
@@ -96,6 +112,21 @@ class RabbitmqTransport(Transport):
             self.close()
             raise
 
+    def refusals(self, queues: Sequence[str]) -> list[QueueRefused]:
+        """Those that exist and may not be declared as ours. Raises: TransportDown."""
+        found: list[QueueRefused] = []
+        link = opened(self.settings.rabbitmq_url.get_secret_value(), "refusals")
+        try:
+            for queue in queues:
+                try:
+                    if waiting_in(link, self.settings.broker_prefix, queue) is not None:
+                        use(link, self.settings.broker_prefix, queue)
+                except QueueRefused as error:
+                    found.append(error)
+        finally:
+            link.close()
+        return found
+
     def close(self) -> None:
         """Close what ``depth`` opened."""
         link, self._link = self._link, None
@@ -109,7 +140,14 @@ class RabbitmqTransport(Transport):
     def _depth(self, link: Link, queues: Sequence[str]) -> dict[str, int]:
         # Asked first of all, because an answer about no queue is an answer all the same.
         ask(link, lambda channel, answer: channel.exchange_declare("amq.direct", passive=True, callback=answer))
-        return {queue: waiting(link, queue_name(self.settings.broker_prefix, queue))[0] for queue in queues}
+        return {queue: self._count(link, queue) for queue in queues}
+
+    def _count(self, link: Link, queue: str) -> int:
+        try:
+            found = waiting_in(link, self.settings.broker_prefix, queue)
+        except QueueRefused:
+            return 0
+        return 0 if found is None else found[0]
 
 
 class RabbitmqSender(Sender):
@@ -119,6 +157,8 @@ class RabbitmqSender(Sender):
         self._settings = settings
         self._link: Link | None = None
         self._declared: set[str] = set()
+        # Whether something came back, so that its queue is not there any more.
+        self._returned = False
         # By delivery tag, which counts the publishes of a connection from 1. Below _confirmed_to there are none.
         self._unconfirmed: dict[int, int] = {}
         self._last_tag = 0
@@ -126,17 +166,22 @@ class RabbitmqSender(Sender):
         self._last_progress = 0.0
         # Refused or returned since the last call that could say so.
         self._failed: list[int] = []
+        self._refusals = Refusals(RabbitmqTransport.name, "publish")
 
     def publish(self, batch: Sequence[Outgoing]) -> list[int]:
         """Publish; see ``Sender.publish``. Raises: TransportDown: with the batch and all that was unconfirmed before."""
         try:
             link = self._link or self._open()
             self._refuse_if_blocked(link)
-            self._write(link, batch)
+            self._ask_again()
+            taken = [trigger for trigger in batch if trigger.queue not in self._refusals] if self._refusals else batch
+            self._write(link, taken)
             self._turn(link, 0.0)
             self._catch_up(link)
         except TransportDown as error:
-            raise self._lost(error, [trigger.job_id for trigger in batch]) from error.__cause__
+            self._go_on(error, batch)
+        if self._refusals:
+            self._failed += [trigger.job_id for trigger in batch if trigger.queue in self._refusals]
         return self._take_failed()
 
     def flush(self, timeout: float) -> list[int]:
@@ -147,7 +192,7 @@ class RabbitmqSender(Sender):
                 self._refuse_if_blocked(self._link)
                 self._turn(self._link, left)
         except TransportDown as error:
-            raise self._lost(error) from error.__cause__
+            self._go_on(error)
         return self._take_failed()
 
     def idle(self) -> list[int]:
@@ -157,9 +202,14 @@ class RabbitmqSender(Sender):
                 self._turn(self._link, 0.0)
                 if self._unconfirmed:
                     self._refuse_if_blocked(self._link)
+            self._ask_again()
         except TransportDown as error:
-            raise self._lost(error) from error.__cause__
+            self._go_on(error)
         return self._take_failed()
+
+    def refused(self) -> Collection[str]:
+        """The queues that are set aside; see ``Sender.refused``."""
+        return list(self._refusals)
 
     def close(self) -> None:
         """Close the connection, quietly. What was written before is taken in by the server first, if it listens."""
@@ -170,16 +220,51 @@ class RabbitmqSender(Sender):
 
     def _open(self) -> Link:
         link = opened(self._settings.rabbitmq_url.get_secret_value(), "sender")
-        with link.writing() as channel:
-            channel.confirm_delivery(self._on_confirm)
-            channel.add_on_return_callback(self._on_return)
         self._declared.clear()
-        self._last_tag, self._confirmed_to = 0, 1
+        self._begin(link)
         self._link = link
         return link
 
+    def _begin(self, link: Link) -> None:
+        """Start with the link's channel, which is new."""
+        with link.writing() as channel:
+            channel.confirm_delivery(self._on_confirm)
+            channel.add_on_return_callback(self._on_return)
+        self._last_tag, self._confirmed_to = 0, 1
+
+    def _go_on(self, error: TransportDown, batch: Sequence[Outgoing] = ()) -> None:
+        """Go on without the queue that RabbitMQ refused, if that is what ended the channel; what it took with it has failed.
+
+        Raises: TransportDown: it was something else, or the connection is gone as well.
+        """
+        link, prefix = self._link, self._settings.broker_prefix
+        queues = (self._declared | {trigger.queue for trigger in batch}).difference(self._refusals)
+        refused = refused_queue(error, prefix, queues)
+        if refused is None or link is None:
+            raise self._lost(error, [trigger.job_id for trigger in batch]) from error.__cause__
+        self._refusals.note(refused)
+        try:
+            link.renew_channel()
+            # Seldom is it one alone, and each would take a batch of all the others with it.
+            others = sorted(queues - {refused.queue})
+            self._refusals.ask(others, lambda queue: use(link, prefix, queue))
+            self._begin(link)
+        except TransportDown as worse:
+            raise self._lost(worse, [trigger.job_id for trigger in batch]) from worse.__cause__
+        self._declared.clear()
+        self._failed = list(dict.fromkeys([*self._unconfirmed.values(), *self._failed, *(trigger.job_id for trigger in batch)]))
+        self._unconfirmed.clear()
+
+    def _ask_again(self) -> None:
+        due = self._refusals.due() if self._refusals else []
+        if due:
+            _ask_again(self._settings, self._refusals, due, consume=False)
+
     def _write(self, link: Link, batch: Sequence[Outgoing]) -> None:
         prefix = self._settings.broker_prefix
+        if self._returned:
+            self._declared.clear()
+            self._returned = False
         new = {trigger.queue for trigger in batch} - self._declared
         if new or not self._unconfirmed:
             self._last_progress = monotonic() + _DECLARE_TIME * len(new)
@@ -242,7 +327,7 @@ class RabbitmqSender(Sender):
 
     def _on_return(self, _channel: object, method: Any, _properties: object, body: bytes) -> None:
         # Its confirm follows and says nothing about it. The queue was deleted under us: declare all before the next batch.
-        self._declared.clear()
+        self._returned = True
         read = decode(body)
         if read is not None:
             self._failed.append(read[0])
@@ -260,6 +345,7 @@ class RabbitmqReceiver(Receiver):
         # When something was put back for something better, how long the answer took, and whether it is still to come.
         self._exchanged_at, self._exchange_took = 0.0, 0.0
         self._awaited = False
+        self._refusals = Refusals(RabbitmqTransport.name, "consume")
 
     def fetch(self, queues: Sequence[str], limit: int, timeout: float) -> Fetched:
         """Take up to ``limit`` triggers, waiting up to ``timeout`` seconds for the first. Raises: TransportDown."""
@@ -267,30 +353,57 @@ class RabbitmqReceiver(Receiver):
         limit = limit if queues else 0
         stale = limit > 0 and timeout > 0 and not self._exchanged and self._may_be_better()
         try:
-            subscription = self._subscription or self._open()
-            subscription.link.turn(0.0)
-            if stale:
-                # Once until something was taken: were the answer slower than the timeouts, it would go back and forth for ever.
-                began = monotonic()
-                self._exchanged = self._awaited = subscription.exchange()
-                self._exchanged_at = began if self._exchanged else self._exchanged_at
+            self._ask_again(queues)
             while True:
-                subscription.follow(queues, limit)
-                fetched = subscription.take(limit)
-                if fetched.triggers:
-                    self._exchanged = False
-                    if self._awaited:
-                        self._exchange_took, self._awaited = monotonic() - self._exchanged_at, False
-                left = deadline - monotonic()
-                if fetched or limit <= 0 or left <= 0:
-                    return fetched
-                subscription.link.turn(left)
+                try:
+                    return self._fetch(queues, limit, deadline, stale=stale)
+                except TransportDown as error:
+                    self._go_on(error, queues)
+                    stale = False
         except TransportDown:
             self._drop()
             raise
         finally:
             if limit > 0:
                 self._rested_from = monotonic()
+
+    def _fetch(self, queues: Sequence[str], limit: int, deadline: float, *, stale: bool) -> Fetched:
+        subscription = self._subscription or self._open()
+        subscription.link.turn(0.0)
+        if stale:
+            # Once until something was taken: were the answer slower than the timeouts, it would go back and forth for ever.
+            began = monotonic()
+            self._exchanged = self._awaited = subscription.exchange()
+            self._exchanged_at = began if self._exchanged else self._exchanged_at
+        if self._refusals:
+            queues = [queue for queue in queues if queue not in self._refusals]
+        while True:
+            subscription.follow(queues, limit)
+            fetched = subscription.take(limit)
+            if fetched.triggers:
+                self._exchanged = False
+                if self._awaited:
+                    self._exchange_took, self._awaited = monotonic() - self._exchanged_at, False
+            left = deadline - monotonic()
+            if fetched or limit <= 0 or left <= 0:
+                return fetched
+            subscription.link.turn(left)
+
+    def _go_on(self, error: TransportDown, queues: Sequence[str]) -> None:
+        """Consume the others if RabbitMQ refused one of these queues. Raises: TransportDown: it was something else, or worse."""
+        subscription = self._subscription
+        # One queue less each time: one that is set aside already cannot have been it.
+        others = [queue for queue in queues if queue not in self._refusals]
+        refused = refused_queue(error, self._settings.broker_prefix, others)
+        if refused is None or subscription is None:
+            raise error
+        self._refusals.note(refused)
+        subscription.restart()
+
+    def _ask_again(self, queues: Sequence[str]) -> None:
+        due = [queue for queue in self._refusals.due() if queue in queues] if self._refusals else []
+        if due:
+            _ask_again(self._settings, self._refusals, due, consume=True)
 
     def _may_be_better(self) -> bool:
         """Whether nothing was wanted for so long, because jobs are long, that something better may have come for those queues meanwhile.
@@ -322,8 +435,12 @@ class RabbitmqReceiver(Receiver):
             subscription.answer([trigger.receipt for trigger in triggers], requeue=requeue)
             # At once: with no room for more, the next fetch can be a second away.
             subscription.link.turn(0.0)
-        except TransportDown:
-            self._drop()
+        except TransportDown as error:
+            try:
+                # It may be heard of here first, whenever there is something to settle.
+                self._go_on(error, subscription.queues)
+            except TransportDown:
+                self._drop()
 
     def _open(self) -> Subscription:
         self._subscription = Subscription(
@@ -335,6 +452,21 @@ class RabbitmqReceiver(Receiver):
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             subscription.link.abandon()
+
+
+def _ask_again(settings: Settings, refusals: Refusals, queues: Sequence[str], *, consume: bool) -> None:
+    """Ask for refused queues on a connection of its own; were it refused as a whole, that must not harm the other queues."""
+    try:
+        link = opened(settings.rabbitmq_url.get_secret_value(), "refused queues")
+    except TransportDown:
+        refusals.put_off(queues)
+        return
+    try:
+        refusals.ask(queues, lambda queue: use(link, settings.broker_prefix, queue, consume=consume))
+    except TransportDown:
+        refusals.put_off(queues)
+    finally:
+        link.close()
 
 
 class _Blocked(TransportDown):

@@ -20,8 +20,8 @@ from uuid import uuid4
 
 from pika import BasicProperties
 
-from brokers.amqp import Link, ask, ask_if_there, declare, opened, queue_name, waiting
-from brokers.transport import BANDS, Inspector, Mark, Sent, TransportDown, band
+from brokers.amqp import Link, ask, ask_if_there, declare, opened, queue_name, refused_queue, waiting_in
+from brokers.transport import BANDS, Inspector, Mark, QueueRefused, Sent, TransportDown, band
 from brokers.wire import encode_mark
 from settings import Settings
 
@@ -46,8 +46,14 @@ class RabbitmqInspector(Inspector):
         self._link: Link | None = None
 
     def epoch(self, queue: str, known: str | None) -> str:
-        """The name of this life of the queue; see ``Inspector.epoch``. Raises: TransportDown."""
-        return self._asking(lambda link: self._epoch(link, queue, known))
+        """The name of this life of the queue; see ``Inspector.epoch``. Raises: TransportDown, QueueRefused."""
+        try:
+            return self._asking(lambda link: self._epoch(link, queue, known))
+        except TransportDown as error:
+            refused = refused_queue(error, self._prefix, [queue])
+            if refused is None:
+                raise
+            raise refused from error
 
     def mark(self, marks: Sequence[Mark]) -> list[Mark]:
         """Publish marks to queues that somebody consumes; see ``Inspector.mark``. Raises: TransportDown."""
@@ -104,8 +110,12 @@ class RabbitmqInspector(Inspector):
         under_way: list[Mark] = []
         for queue, group in groupby(sorted(marks), key=attrgetter("queue")):
             name = queue_name(self._prefix, queue)
-            _, consumers = waiting(link, name)
-            if consumers:
+            try:
+                found = waiting_in(link, self._prefix, queue)
+            except QueueRefused:
+                # Nobody of ours consumes it either.
+                continue
+            if found is not None and found[1]:
                 with link.writing() as channel:
                     for mark in group:
                         channel.basic_publish("", name, encode_mark(mark.at).encode(), _MARK_PROPERTIES[mark.band])

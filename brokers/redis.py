@@ -11,29 +11,33 @@ again. Nothing here is worth a backup: after a FLUSHALL the relay fills the sets
 
 An idle receiver blocks in BZPOPMIN over the queues themselves and needs no separate wake-up key. All keys share the hash tag
 {q}, so that every script stays within one slot; a Redis Cluster answers MOVED, which is TransportDown: it is refused, not served
-wrongly. Nothing is repeated behind the caller's back: a script whose reply was lost may have run, and is reported as such.
+wrongly. A queue whose key holds something else, or is forbidden to our user, is set aside alone (``brokers.refusals``); Redis does
+not say which of several keys it refuses, so each is asked for then. Nothing is repeated behind the caller's back: a script whose
+reply was lost may have run, and is reported as such.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from hashlib import sha1
 from itertools import groupby
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 from uuid import uuid4
 
 from redis.backoff import NoBackoff
 from redis.connection import Connection, parse_url
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
 from redis.retry import Retry
 
+from brokers.refusals import Refusals
 from brokers.transport import (
     SOCKET_TIMEOUT,
     Fetched,
     Inspector,
     Mark,
+    QueueRefused,
     Receiver,
     Sender,
     Sent,
@@ -132,7 +136,14 @@ class RedisTransport(Transport):
         # The PING makes an answer about no queue an answer all the same.
         pong, *counts = self._link.run([("PING",), *(("ZCARD", queue_key(prefix, queue)) for queue in queues)])
         self._link.checked(pong)
-        return {queue: int(self._link.checked(reply)) for queue, reply in zip(queues, counts, strict=True)}
+        return {
+            queue: 0 if _refusal(queue, queue_key(prefix, queue), reply) else int(self._link.checked(reply))
+            for queue, reply in zip(queues, counts, strict=True)
+        }
+
+    def refusals(self, queues: Sequence[str]) -> list[QueueRefused]:
+        """Those whose key holds something else or is forbidden. Raises: TransportDown."""
+        return _refused(self._link, self.settings.broker_prefix, queues)
 
     def close(self) -> None:
         """Close what ``depth`` opened."""
@@ -145,30 +156,61 @@ class RedisSender(Sender):
     def __init__(self, settings: Settings) -> None:
         self._prefix = settings.broker_prefix
         self._link = _Link(settings)
+        self._refusals = Refusals(RedisTransport.name, "publish")
 
     def publish(self, batch: Sequence[Outgoing]) -> list[int]:
         """Publish; the outcome is known at return. Raises: TransportDown: with the ids of every queue that was not written."""
         if not batch:
             return []
+        refused: list[int] = []
+        if self._refusals:
+            try:
+                self._ask_again()
+            except TransportDown as error:
+                error.unpublished = [trigger.job_id for trigger in batch]
+                raise
+            refused = [trigger.job_id for trigger in batch if trigger.queue in self._refusals]
+            batch = [trigger for trigger in batch if trigger.queue not in self._refusals]
         queues = _by_queue_and_band(batch)
         sequence = sequence_key(self._prefix)
         calls = [((queue_key(self._prefix, queue), sequence), arguments) for queue, arguments in queues.items()]
         try:
-            replies = self._link.call(_PUBLISH, calls)
+            replies = self._link.call(_PUBLISH, calls) if calls else []
         except TransportDown as error:
-            error.unpublished = [trigger.job_id for trigger in batch]
+            error.unpublished = [*refused, *(trigger.job_id for trigger in batch)]
             raise
         failures = {queue: reply for queue, reply in zip(queues, replies, strict=True) if isinstance(reply, ResponseError)}
         if failures:
-            self._link.close()
-            refused = [trigger.job_id for trigger in batch if trigger.queue in failures]
-            first = next(iter(failures.values()))
-            raise TransportDown(RedisTransport.name, str(first), unpublished=refused) from first
+            refused += [trigger.job_id for trigger in batch if trigger.queue in failures]
+            try:
+                found = _refused(self._link, self._prefix, list(failures))
+            except TransportDown as error:
+                error.unpublished = refused
+                raise
+            for error_ in found:
+                self._refusals.note(error_)
+            others = [reply for queue, reply in failures.items() if queue not in self._refusals]
+            if others:
+                self._link.close()
+                raise TransportDown(RedisTransport.name, str(others[0]), unpublished=refused) from others[0]
+        return refused
+
+    def idle(self) -> list[int]:
+        """Ask for refused queues again; see ``Sender.idle``."""
+        if self._refusals:
+            self._ask_again()
         return []
+
+    def refused(self) -> Collection[str]:
+        """The queues that are set aside; see ``Sender.refused``."""
+        return list(self._refusals)
 
     def close(self) -> None:
         """Close the connection, quietly."""
         self._link.close()
+
+    def _ask_again(self) -> None:
+        _ask_again(self._link, self._prefix, self._refusals)
 
 
 class RedisReceiver(Receiver):
@@ -178,15 +220,38 @@ class RedisReceiver(Receiver):
         self._prefix = settings.broker_prefix
         self._link = _Link(settings)
         self._turn = 0
+        self._refusals = Refusals(RedisTransport.name, "consume")
 
     def fetch(self, queues: Sequence[str], limit: int, timeout: float) -> Fetched:
         """Take up to ``limit`` triggers, waiting up to ``timeout`` seconds for the first. Raises: TransportDown."""
         fetched = Fetched()
         if limit <= 0 or not queues:
             return fetched
-        rotated = self._rotate(queues)
-        keys = [queue_key(self._prefix, queue) for queue in rotated]
         deadline = monotonic() + timeout
+        if self._refusals:
+            _ask_again(self._link, self._prefix, self._refusals)
+        while True:
+            allowed = [queue for queue in queues if queue not in self._refusals] if self._refusals else queues
+            if not allowed:
+                # Nothing to wait for but the end of the time.
+                sleep(max(0.0, deadline - monotonic()))
+                return fetched
+            try:
+                self._fetch(self._rotate(allowed), limit, deadline, fetched)
+                return fetched
+            except TransportDown as error:
+                if not isinstance(error.__cause__, ResponseError):
+                    raise
+                found = _refused(self._link, self._prefix, allowed)
+                if not found:
+                    raise
+                for refused in found:
+                    self._refusals.note(refused)
+                if fetched:
+                    return fetched
+
+    def _fetch(self, rotated: Sequence[str], limit: int, deadline: float, fetched: Fetched) -> None:
+        keys = [queue_key(self._prefix, queue) for queue in rotated]
         self._take(rotated, keys, limit, fetched)
         while not (fetched.triggers or fetched.undecodable):
             left = deadline - monotonic()
@@ -198,7 +263,6 @@ class RedisReceiver(Receiver):
                 _add(fetched, rotated[keys.index(key.decode())], [member], [score])
                 if limit > 1:
                     self._take(rotated, keys, limit - 1, fetched)
-        return fetched
 
     def settle(self, triggers: Sequence[Trigger]) -> None:
         """Nothing to do: taking a trigger removed it."""
@@ -262,8 +326,9 @@ class RedisInspector(Inspector):
             for queue, triggers in queues.items()
         ]
         missing: list[int] = []
-        for triggers, reply in zip(queues.values(), self._link.call(_MISSING, calls) if calls else [], strict=True):
-            missing += [triggers[at - 1].job_id for at in self._link.checked(reply)]
+        for (queue, triggers), reply in zip(queues.items(), self._link.call(_MISSING, calls) if calls else [], strict=True):
+            if not _refusal(queue, queue_key(self._prefix, queue), reply):
+                missing += [triggers[at - 1].job_id for at in self._link.checked(reply)]
         return missing
 
     def close(self) -> None:
@@ -361,6 +426,44 @@ class _Link:
             return self._connection.read_response()
         except ResponseError as error:
             return error
+
+
+def _refusal(queue: str, key: str, reply: Any) -> QueueRefused | None:
+    """What a refused command on one queue's key says about the queue; None: nothing, it went well or it is not about the key."""
+    text = str(reply)
+    if isinstance(reply, NoPermissionError):
+        # The other kind is about a command, and so about every queue.
+        return (
+            QueueRefused(queue, text, f"let the user of REDIS_URL use the key {key} (`ACL SETUSER`)") if " key" in text else None
+        )
+    if isinstance(reply, ResponseError) and "WRONGTYPE" in text:
+        return QueueRefused(queue, f"{key}: {text}", f"the key {key} holds something that is not ours: rename or delete it")
+    return None
+
+
+def _refused(link: _Link, prefix: str, queues: Sequence[str]) -> list[QueueRefused]:
+    """Which of these queues Redis refuses, each asked for alone, while it takes others. Raises: TransportDown."""
+    keys = [queue_key(prefix, queue) for queue in queues]
+    # A script wants all that may be done to a key, even where it takes nothing; the other one reads what is there.
+    allowed = link.call(_TAKE, [((key,), (0,)) for key in keys]) if keys else []
+    kinds = link.run([("ZCARD", key) for key in keys]) if keys else []
+    found = []
+    for queue, key, *replies in zip(queues, keys, allowed, kinds, strict=True):
+        refusals = [refused for reply in replies if (refused := _refusal(queue, key, reply))]
+        found += refusals[:1]
+    return found
+
+
+def _ask_again(link: _Link, prefix: str, refusals: Refusals) -> None:
+    """Ask for refused queues whose time has come. Raises: TransportDown."""
+    due = refusals.due()
+    if due:
+        still = {refused.queue: refused for refused in _refused(link, prefix, due)}
+        for queue in due:
+            if queue in still:
+                refusals.note(still[queue])
+            else:
+                refusals.accept(queue)
 
 
 def _by_queue_and_band(batch: Sequence[Outgoing]) -> dict[str, list[Any]]:

@@ -80,6 +80,17 @@ class Subscription:
         self._names = count(1)
         self._begin()
 
+    @property
+    def queues(self) -> list[str]:
+        """The queues that it consumes, or wants to."""
+        return list(self._queues)
+
+    def restart(self) -> None:
+        """Go on with a new channel after RabbitMQ closed the old one; all that was pushed went back. Raises: TransportDown."""
+        self.link.renew_channel()
+        self._begin()
+        self._queues = frozenset()
+
     def _begin(self) -> None:
         """Start with the link's channel as it is: new."""
         self._first_receipt = next(_channels) * _TAGS_PER_CHANNEL

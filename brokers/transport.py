@@ -13,6 +13,10 @@ order by priority band, and an honest report of what it could not publish.
       Inspector.epoch(queue, known)   is it still the broker that the ledger's triggers went to?
       Inspector.lost(sent, passed)    which of these triggers are gone?
 
+A queue that the broker refuses while it serves others (declared otherwise by hand, forbidden to our user) is set aside alone: senders name
+it in ``refused()``, receivers go on with the rest, inspectors answer ``QueueRefused``. Each asks for it again by itself, with back-off
+(``brokers.refusals``).
+
 Every ``Sender``, ``Receiver`` and ``Inspector`` is used by one thread at a time and owns its connection; constructing one is free, the
 first call connects. Every failure to reach the broker leaves as ``TransportDown``; the next call connects anew. No call may block for
 longer than the transport's socket time-out (5 s) beyond the time-out it was given, however the broker behaves.
@@ -22,7 +26,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Final, NamedTuple
 
@@ -89,6 +93,19 @@ class TransportDown(PublishFailed):
     """The broker could not be reached or did not answer in time; ``unpublished`` matters to senders alone."""
 
 
+class QueueRefused(Exception):
+    """The broker is there and refuses one queue: it will until an operator does something about it.
+
+    ``reason`` is what the broker says, ``advice`` what the operator can do.
+    """
+
+    def __init__(self, queue: str, reason: str, advice: str) -> None:
+        super().__init__(f"queue {queue}: {reason}")
+        self.queue = queue
+        self.reason = reason
+        self.advice = advice
+
+
 class Sender(ABC):
     """The publishing side. Used by the process's one publisher thread alone."""
 
@@ -106,8 +123,14 @@ class Sender(ABC):
 
     def idle(self) -> list[int]:
         """Called as soon as nothing has come to publish for 5 ms, and every second from then on: answer heartbeats, collect
-        confirms, send what ``publish`` held back. Never waits. Returns and raises as ``publish``."""
+        confirms, send what ``publish`` held back. Waits for nothing but the answer about a refused queue. Returns and raises as
+        ``publish``."""
         return []
+
+    def refused(self) -> Collection[str]:
+        """The queues that the broker refuses at present. What ``publish`` is given for them is not sent and returned as failed; ``idle``
+        and ``publish`` ask for them again when their time has come."""
+        return ()
 
     @abstractmethod
     def close(self) -> None:
@@ -124,7 +147,8 @@ class Receiver(ABC):
         ``queues`` may change between calls. With several queues none may starve: whoever is first rotates. It returns with what
         there is, never waiting to fill up. With ``limit`` 0 (or no queues) it answers heartbeats, gives back what a prefetching
         broker sent too early, and returns at once; call it so every second while there is no room. What cannot be decoded is
-        taken out of the broker for good and returned in ``undecodable``; its neighbours are delivered.
+        taken out of the broker for good and returned in ``undecodable``; its neighbours are delivered. Queues that the broker refuses are
+        left out until it takes them again.
         Raises: TransportDown.
         """
 
@@ -156,7 +180,7 @@ class Inspector(ABC):
         a name is given one here. Asked with the name that the ledger knows (``known``), any other answer means that triggers published
         until now may be gone. Of two that name a life at once both may get their own name back; only the one that reaches the ledger
         first counts, and the other goes with the life.
-        Raises: TransportDown.
+        Raises: TransportDown; QueueRefused: this queue alone cannot be asked about.
         """
 
     @abstractmethod
@@ -169,7 +193,7 @@ class Inspector(ABC):
         """The rows, by id, whose trigger is no longer in the broker, although nobody claimed it.
 
         It may name a row whose trigger a receiver has in hand at this moment (a copy is harmless), and it names every lost one sooner or
-        later; one that waits in its queue is not named.
+        later; one that waits in its queue is not named, nor is any of a queue that the broker refuses.
 
         Parameters:
             passed: ``Mark.at`` of the last mark that arrived, per queue and band.
@@ -247,7 +271,12 @@ class Transport(ABC):
 
     @abstractmethod
     def depth(self, queues: Sequence[str]) -> dict[str, int]:
-        """How many triggers wait in the broker, per queue (0 for those it does not know). Raises: TransportDown."""
+        """How many triggers wait in the broker, per queue (0 for those it does not know, or refuses). Raises: TransportDown."""
+
+    def refusals(self, queues: Sequence[str]) -> list[QueueRefused]:
+        """Which of these queues the broker refuses to whoever asks with these settings, as far as that can be told without making or
+        taking anything. Raises: TransportDown."""
+        return []
 
     @abstractmethod
     def close(self) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from brokers import TRANSPORTS, make_transport
-from brokers.transport import TransportDown
+from brokers.transport import QueueRefused, TransportDown
 from cli.moments import span
 from cli.plain import say_json
 from cli.tables import Listing, listing, print_listing
@@ -25,6 +25,8 @@ class Depth:
 
     triggers: int | None
     reason: str | None = None
+    #: The queues that it refuses while it takes others.
+    refused: Sequence[QueueRefused] = ()
 
 
 def run_status(settings: Settings, *, as_json: bool) -> None:
@@ -47,6 +49,16 @@ def run_status(settings: Settings, *, as_json: bool) -> None:
         depth = depths[use.name]
         if depth.reason is not None and _concerns(use):
             console().print(f"{use.name} is unreachable from here: {depth.reason}", style="yellow")
+        for refused in depth.refused:
+            console().print(
+                f"{use.name} refuses the queue {refused.queue}: {refused.reason}. {capitalised(refused.advice)}.",
+                style="yellow", markup=False, highlight=False,
+            )  # fmt: skip
+
+
+def capitalised(text: str) -> str:
+    """The text, as it begins a sentence."""
+    return text[:1].upper() + text[1:]
 
 
 def overruled(route: Route) -> str:
@@ -69,11 +81,16 @@ def depth_of(name: str, queues: Sequence[str], settings: Settings) -> Depth:
     except SettingsError as error:
         return Depth(None, error.reason)
     try:
-        return Depth(sum(transport.depth(queues).values()))
+        return Depth(sum(transport.depth(queues).values()), refused=transport.refusals(queues))
     except TransportDown as error:
         return Depth(None, str(error).splitlines()[0])
     finally:
         transport.close()
+
+
+def plain_refused(depth: Depth) -> list[dict[str, str]]:
+    """The refused queues as JSON has them."""
+    return [{"queue": refused.queue, "reason": refused.reason, "advice": refused.advice} for refused in depth.refused]
 
 
 def _table(uses: list[BrokerUse], depths: dict[str, Depth]) -> Listing:
@@ -124,4 +141,5 @@ def _plain(use: BrokerUse, depth: Depth) -> dict[str, Any]:
     found["oldest_seconds"] = found.pop("oldest")
     found["depth"] = depth.triggers
     found["unreachable"] = depth.reason
+    found["refused"] = plain_refused(depth)
     return found

@@ -59,6 +59,7 @@ def problems(found: Overview, brokers: Mapping[str, Depth], *, max_wait: float |
     """
     return [
         *(unreachable(name, depth.reason) for name, depth in brokers.items() if depth.reason is not None),
+        *_of_refused(brokers),
         *_of_workers(found),
         *_of_queues(found, max_wait),
         *_of_jobs(found),
@@ -85,6 +86,16 @@ def in_use(found: Overview, configured: str) -> list[str]:
     if not names:
         names = {configured}
     return [*(name for name in TRANSPORTS if name in names), *sorted(names - set(TRANSPORTS))]
+
+
+def _of_refused(brokers: Mapping[str, Depth]) -> Iterable[Finding]:
+    for name, depth in brokers.items():
+        for refused in depth.refused:
+            yield Finding(
+                kind="queue_refused",
+                text=f"{name} refuses the queue {refused.queue}, whose jobs wait in the ledger: {refused.reason}",
+                advice=f"{refused.advice}; it goes on by itself then",
+            )
 
 
 def _of_workers(found: Overview) -> Iterable[Finding]:

@@ -17,7 +17,7 @@ import click
 from psycopg.conninfo import conninfo_to_dict
 
 from cli import health
-from cli.broker_status import Depth, depth_of, named
+from cli.broker_status import Depth, depth_of, named, plain_refused
 from cli.health import Finding
 from cli.moments import Span, off, span, utc
 from cli.plain import as_json, say_json
@@ -76,9 +76,9 @@ def version_text() -> str:
 def status_command(max_wait: float | None, watch: bool, every: float, as_json: bool) -> None:
     """Show ledger, brokers, queues, workers and schedules, what is wrong with them, and what to do about it.
 
-    Something is wrong when Postgres or a broker in use does not answer, the ledger is not migrated, no worker or keeper lives, jobs wait
-    in a queue that nobody consumes or for an actor that nobody knows, a schedule is overdue, or jobs of dead workers are not rescued. What
-    is younger than a minute is not judged. Dead letters and pauses are noted.
+    Something is wrong when Postgres or a broker in use does not answer, a broker refuses a queue, the ledger is not migrated, no worker or
+    keeper lives, jobs wait in a queue that nobody consumes or for an actor that nobody knows, a schedule is overdue, or jobs of dead
+    workers are not rescued. What is younger than a minute is not judged. Dead letters and pauses are noted.
 
     The exit code is 1 when something is wrong, so that this is a health check, and 0 after Ctrl-C of --watch.
     """
@@ -256,7 +256,13 @@ def _plain(report: Report) -> dict[str, Any]:
         "at": None if found is None else found.now,
         "ledger": {"reachable": report.reachable, "revision": report.revision},
         "brokers": [
-            {"name": name, "reachable": depth.triggers is not None, "triggers": depth.triggers, "unreachable": depth.reason}
+            {
+                "name": name,
+                "reachable": depth.triggers is not None,
+                "triggers": depth.triggers,
+                "unreachable": depth.reason,
+                "refused": plain_refused(depth),
+            }
             for name, depth in report.brokers.items()
         ],
         "problems": list(map(asdict, report.problems)),

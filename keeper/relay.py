@@ -3,7 +3,7 @@
 This one duty is behind delays, retries, crash repair and recovery from a broker's loss: whatever goes wrong, a waiting row becomes due, and
 is offered again. Of those whose trigger is out already ``keeper.lost`` makes due what is gone. Rows are claimed by pushing back their next
 look; the publisher gets them after that commit. Where a row goes is read from the routes in the same statement, which parks what is
-paused. While a broker is known to be down its rows stay untouched.
+paused. While a broker is known to be down its rows stay untouched, and so do those of a queue that it refuses.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def relay(
             # Everything that is due is for a broker that is down: looking at each row for one that is not takes a second per million, and
             # each keeper would, every second. A route that changed a moment ago is known at the next sweep.
             break
-        due = write.relay_due(connection, own=own, carrying=carrying, reachable=reachable, grace=grace)
+        refused = [(name, queue) for name in reachable for queue in publisher.refused(name)]
+        due = write.relay_due(connection, own=own, carrying=carrying, reachable=reachable, refused=refused, grace=grace)
         offer(publisher, due)
         relayed += len(due)
         if len(due) < CHUNK:

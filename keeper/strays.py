@@ -20,6 +20,7 @@ from ledger.database import BoundedConnection
 from ledger.routes import EVERY_QUEUE, Place
 from ledger.sql import SQL
 from ledger.write import CHUNK
+from runtime.publisher import Publisher
 
 logger = get_logger(__name__)
 
@@ -57,7 +58,7 @@ def _move(connection: BoundedConnection, keeping: Keeping, strays: list[Place]) 
     for place in strays:
         to = broker.routes.of(place.queue)
         there = 0
-        while moved < ROUND and to in broker.carriers and not broker.publisher.is_open(to):
+        while moved < ROUND and to in broker.carriers and _takes(broker.publisher, to, place.queue):
             jobs = routes.move_pending(connection, place, to, carries=broker.carriers[to], grace=keeping.settings.lease)
             offer(broker.publisher, jobs)
             moved += len(jobs)
@@ -70,6 +71,10 @@ def _move(connection: BoundedConnection, keeping: Keeping, strays: list[Place]) 
             logger.info("moved pending jobs to the route of their queue", queue=place.queue, old=place.broker, new=to, jobs=there)
             keeping.node.counters.add("moved", there)
     return moved, left
+
+
+def _takes(publisher: Publisher, broker: str, queue: str) -> bool:
+    return not publisher.is_open(broker) and queue not in publisher.refused(broker)
 
 
 def forget(connection: BoundedConnection, _: Keeping) -> None:

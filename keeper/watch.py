@@ -7,7 +7,7 @@
 
 A trigger that is found costs nothing but the question: no row is written, and where the watch got to is kept in memory alone. One keeper
 of the fleet watches at a time; it says so in a row of the ledger that runs out when it dies, and the next one begins with a whole round.
-While the broker is away its rows stay untouched.
+While the broker is away its rows stay untouched. A queue that the broker refuses is passed over, and asked about again with back-off.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from uuid import uuid4
 
 from structlog.stdlib import get_logger
 
-from brokers.transport import Mark, Sent, Transport, TransportDown, band
+from brokers.refusals import Refusals
+from brokers.transport import Mark, QueueRefused, Sent, Transport, TransportDown, band
 from ledger import sent
 from ledger.database import BoundedConnection
 from runtime.outage import Outage
@@ -70,6 +71,7 @@ class Watch:
         self._outage = Outage(f"watch over {transport.name}")
         self._pause = RETRY_MIN
         self._retry_at = 0.0
+        self._refusals = Refusals(transport.name, "watch")
         self._turn = 0
         self._forget()
 
@@ -131,8 +133,15 @@ class Watch:
     def _epochs(self, connection: BoundedConnection, watching: sent.Watching, queues: Iterable[str]) -> tuple[int, bool]:
         broker, known = self._transport.name, watching.epochs
         for queue in self._whose_turn(queues):
+            if self._refusals.rests(queue):
+                continue
             before = known[queue].value if queue in known else None
-            value = self._inspector.epoch(queue, before)
+            try:
+                value = self._inspector.epoch(queue, before)
+            except QueueRefused as error:
+                self._refusals.note(error)
+                continue
+            self._refusals.accept(queue)
             if value != before and sent.change_epoch(connection, broker, queue, before, value):
                 if before is not None:
                     logger.warning("broker lost its triggers, jobs are published again", broker=broker, queue=queue or None)

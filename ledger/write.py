@@ -418,6 +418,7 @@ def relay_due(
     own: str,
     carrying: Sequence[str],
     reachable: Sequence[str],
+    refused: Iterable[tuple[str, str]] = (),
     grace: float = PUBLISH_GRACE,
     limit: int = CHUNK,
     now: object = None,
@@ -429,6 +430,7 @@ def relay_due(
         own: the broker of the caller's settings, for queues that have no route yet.
         carrying: the brokers that carry triggers; at the others rows need no further look.
         reachable: the brokers that the caller can publish to; rows of the others are left alone.
+        refused: brokers with queues that they refuse; these rows are left alone, too.
         grace: seconds after which a trigger that was not claimed is looked for; LEASE.
         now: a ``datetime`` instead of the database's clock, for tests.
     """
@@ -436,6 +438,8 @@ def relay_due(
         "own": own,
         "carrying": list(carrying),
         "reachable": list(reachable),
+        # A broker's name has no space.
+        "refused": [f"{broker} {queue}" for broker, queue in refused],
         "limit": limit,
         "grace": grace,
         "now": now,

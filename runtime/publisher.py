@@ -3,7 +3,8 @@
     send() ── commit ──► offer() ──► thread: publish in batches, follow confirms
 
 A transport that fails opens its circuit: while it is open nothing is offered to it, rows are written due at once (``grace`` is 0) and
-lie in the ledger until the transport answers again; the relay then publishes them. A publish that fails after the commit sets its rows
+lie in the ledger until the transport answers again; the relay then publishes them. A queue that the broker refuses while it takes others
+is treated so alone: the circuit stays closed. A publish that fails after the commit sets its rows
 due. What is still in this process when it dies is found missing in the broker when the row's grace (one LEASE) is over, and published. So
 this thread may lose anything it holds and no job is lost. A forked child starts a thread of its own.
 """
@@ -57,6 +58,8 @@ class _Circuit:
         self.open = False
         self.retry_at = 0.0
         self.pause = RETRY_MIN
+        #: The queues that it refuses. Replaced as a whole, since other threads read it.
+        self.refused: frozenset[str] = frozenset()
 
     def fail(self) -> None:
         self.open = True
@@ -113,14 +116,20 @@ class Publisher:
         """Whether the thread works, or there is none: nothing was offered yet, or it was closed."""
         return self._pid != os.getpid() or self._thread is None or self._thread.is_alive()
 
-    def grace(self, broker: str) -> float:
-        """Seconds after which the trigger of a row written now is looked for; 0 while the broker's circuit is open: the row is due."""
-        return 0.0 if self.is_open(broker) else self._grace
+    def grace(self, broker: str, queue: str) -> float:
+        """Seconds after which the trigger of a row written now is looked for; 0 while the broker's circuit is open, or it refuses the
+        queue: the row is due."""
+        return 0.0 if self.is_open(broker) or queue in self.refused(broker) else self._grace
 
     def is_open(self, broker: str) -> bool:
         """Whether the broker is known to be down, so that nothing should be offered to it."""
         circuit = self._circuits.get(broker) if self._pid == os.getpid() else None
         return circuit is not None and circuit.open
+
+    def refused(self, broker: str) -> frozenset[str]:
+        """The queues that the broker is known to refuse, so that nothing should be offered for them."""
+        circuit = self._circuits.get(broker) if self._pid == os.getpid() else None
+        return frozenset() if circuit is None else circuit.refused
 
     def offer(self, broker: str, batch: Sequence[Outgoing]) -> None:
         """Hand over triggers of committed rows. Never blocks, never fails."""
@@ -129,7 +138,11 @@ class Publisher:
         # An open circuit: the rows were written due at once, the relay has them. Too many: their grace brings the relay.
         if self.is_open(broker) or self._queue.qsize() > MAX_WAITING:
             return
-        self._queue.put((broker, batch))
+        refused = self.refused(broker)
+        if refused:
+            batch = [trigger for trigger in batch if trigger.queue not in refused]
+        if batch:
+            self._queue.put((broker, batch))
 
     def close(self, timeout: float = EXIT_FLUSH) -> None:
         """Publish what is left for at most ``timeout`` seconds, then close the connections."""
@@ -241,6 +254,8 @@ class Publisher:
             logger.critical("publishing failed, jobs wait in the ledger", broker=broker, exc_info=True)
         if not well:
             circuit.fail()
+        # Before the rows become due, or the relay would offer them again at once.
+        circuit.refused = frozenset(circuit.outlet.refused())
         if failed:
             self._make_due(failed)
         return well

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol
 
 
@@ -39,6 +39,9 @@ class Outlet(Protocol):
 
     def idle(self) -> list[int]:
         """Answer heartbeats; returns ids known to have failed."""
+
+    def refused(self) -> Collection[str]:
+        """The queues that the broker refuses at present, while it takes the others."""
 
     def close(self) -> None:
         """Close the connection, quietly."""

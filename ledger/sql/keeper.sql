@@ -14,8 +14,8 @@
 -- Rows that are due: scheduled and retrying ones become pending, pending ones are offered again, each at the route of its queue (before any
 -- worker declared one: at the caller's own broker). Read here and not by the caller, so that no keeper acts on a route of yesterday. The
 -- next look is pushed back first (by a grace, doubling up to 15 min for those that are put off again and again; never for the Postgres
--- broker, whose row is the message); the caller publishes after the commit. Rows whose broker the caller cannot reach stay untouched.
--- What is paused is parked instead, and not published: see control.sql.
+-- broker, whose row is the message); the caller publishes after the commit. Rows whose broker the caller cannot reach, or which refuses their
+-- queue, stay untouched. What is paused is parked instead, and not published: see control.sql.
 WITH due AS MATERIALIZED (
     SELECT id
     FROM switchyard.job AS j
@@ -26,6 +26,14 @@ WITH due AS MATERIALIZED (
             (SELECT r.broker FROM switchyard.route AS r WHERE r.queue = '*'),
             %(own)s
         ) = ANY(%(reachable)s::text[])
+        AND (
+            cardinality(%(refused)s::text[]) = 0
+            OR coalesce(
+                (SELECT r.broker FROM switchyard.route AS r WHERE r.queue = j.queue),
+                (SELECT r.broker FROM switchyard.route AS r WHERE r.queue = '*'),
+                %(own)s
+            ) || ' ' || j.queue <> ALL(%(refused)s::text[])
+        )
     ORDER BY next_publish_at
     LIMIT %(limit)s
     FOR UPDATE SKIP LOCKED

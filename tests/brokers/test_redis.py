@@ -9,12 +9,15 @@ from time import monotonic
 import pytest
 import redis
 
+from brokers import refusals
 from brokers.redis import queue_key
-from brokers.transport import SOCKET_TIMEOUT, Sender, TransportDown
+from brokers.transport import SOCKET_TIMEOUT, Sender, Sent, TransportDown
+from middleware.log_context import configure_structlog
 from runtime.triggers import Outgoing
 from settings import Settings
 from tests.brokers.conftest import Ends, fetch_all, is_empty
 from tests.rig.redis import PrivateRedis
+from tests.rig.waiting import wait_until
 
 #: The socket time-out of a transport and some room for a slow machine, in seconds.
 BOUND = 15.0
@@ -45,6 +48,18 @@ def ends(make_ends, redis_settings: Settings) -> Ends:
 def client(server: PrivateRedis, redis_settings: Settings) -> Iterator[redis.Redis]:
     with redis.Redis.from_url(server.url) as found:
         yield found
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused queues are asked for again ten times a second, and what is said of them goes where ``caplog`` hears it."""
+    configure_structlog()
+    monkeypatch.setattr(refusals, "RETRY_MIN", 0.1)
+    monkeypatch.setattr(refusals, "RETRY_MAX", 0.1)
+
+
+def _said(caplog: pytest.LogCaptureFixture, what: str) -> list[str]:
+    return [record.getMessage() for record in caplog.records if what in record.getMessage()]
 
 
 def _batch(ids: range, queue: str = "a", priority: int = 0) -> list[Outgoing]:
@@ -228,15 +243,67 @@ def test_a_read_only_replica_is_transport_down(ends: Ends, client: redis.Redis) 
 
 
 def test_a_queue_that_holds_something_else_takes_only_its_own_triggers_down(
-    ends: Ends, client: redis.Redis, redis_settings: Settings
+    ends: Ends, client: redis.Redis, redis_settings: Settings, soon: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     sender, receiver = ends.sender(), ends.receiver()
-    client.set(queue_key(redis_settings.broker_prefix, "b"), "somebody else's")
+    key = queue_key(redis_settings.broker_prefix, "b")
+    client.set(key, "somebody else's")
 
-    assert _publish_refused(sender, [*_batch(range(3)), *_batch(range(3, 6), "b"), *_batch(range(6, 8), "c")]) == [3, 4, 5]
-
+    for _ in range(2):
+        assert sender.publish([*_batch(range(3)), *_batch(range(3, 6), "b"), *_batch(range(6, 8), "c")]) == [3, 4, 5]
+    assert sender.refused() == ["b"]
     assert len(fetch_all(receiver, ["a", "b", "c"], 5)) == 5
-    _refused(lambda: receiver.fetch(["a", "b", "c"], 5, 0.2))
+    # With nothing there it is heard of by whoever blocks; what comes later is taken all the same.
+    for number in range(3):
+        assert is_empty(receiver.fetch(["a", "b", "c"], 5, 0.1))
+        sender.publish(_batch(range(10 + number, 11 + number)))
+        assert [trigger.job_id for trigger in fetch_all(receiver, ["a", "b", "c"], 1)] == [10 + number]
+    assert is_empty(receiver.fetch(["b"], 5, 0.1))
+    assert client.get(key) == b"somebody else's"
+    assert len(_said(caplog, "'refused': 'publish'")) == len(_said(caplog, "'refused': 'consume'")) == 1
+    assert key in _said(caplog, "refuses this queue")[0]
+    assert [refused.queue for refused in ends.transport.refusals(["a", "b", "c"])] == ["b"]
+    assert ends.transport.depth(["a", "b"]) == {"a": 0, "b": 0}
+    inspector = ends.transport.inspector()
+    assert inspector.lost([Sent(1, "b", "work", 0, 1.0), Sent(2, "a", "work", 0, 1.0)], {}) == [2]
+    inspector.close()
+
+    client.delete(key)
+    wait_until(lambda: sender.idle() == [] and not sender.refused(), 30, "it is taken again")
+    assert sender.publish(_batch(range(3, 6), "b")) == []
+    assert len(fetch_all(receiver, ["a", "b", "c"], 3)) == 3
+
+
+def test_a_key_that_the_access_list_refuses_takes_no_other_queue_with_it(
+    make_ends, redis_settings: Settings, server: PrivateRedis, client: redis.Redis, soon: None
+) -> None:
+    prefix = redis_settings.broker_prefix
+    keys = [f"~{queue_key(prefix, 'a')}", f"~{prefix}:{{q}}"]
+    client.execute_command("ACL", "SETUSER", "narrow", "on", ">narrow", "+@all", *keys)
+    url = server.url.replace("redis://", "redis://narrow:narrow@")
+    ends = make_ends(redis_settings.model_copy(update={"redis_url": type(redis_settings.redis_url)(url)}))
+    sender, receiver = ends.sender(), ends.receiver()
+
+    for _ in range(2):
+        assert sender.publish([*_batch(range(3)), *_batch(range(3, 6), "b")]) == [3, 4, 5]
+        assert len(fetch_all(receiver, ["a", "b"], 3)) == 3
+    assert sender.refused() == ["b"]
+    assert is_empty(receiver.fetch(["a", "b"], 5, 0.1))
+    assert [refused.queue for refused in ends.transport.refusals(["a", "b"])] == ["b"]
+    assert ends.transport.depth(["a", "b"]) == {"a": 0, "b": 0}
+
+    client.execute_command("ACL", "SETUSER", "narrow", f"~{queue_key(prefix, 'b')}")
+    wait_until(lambda: sender.idle() == [] and not sender.refused(), 30, "it is taken again")
+    assert sender.publish(_batch(range(3, 6), "b")) == []
+    assert len(fetch_all(receiver, ["a", "b"], 3)) == 3
+
+    # What every queue needs is no matter of one of them.
+    client.execute_command("ACL", "SETUSER", "narrow", "resetkeys", f"~{queue_key(prefix, 'a')}")
+    assert _publish_refused(sender, _batch(range(3))) == [0, 1, 2]
+    client.execute_command("ACL", "SETUSER", "narrow", "-@scripting", *keys)
+    assert _publish_refused(sender, _batch(range(3))) == [0, 1, 2]
+    _refused(lambda: receiver.fetch(["a"], 5, 0.1))
+    assert not sender.refused()
 
 
 def test_a_wrong_password_is_transport_down(make_ends, redis_settings: Settings, server: PrivateRedis) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
+import redis
 from click.testing import CliRunner, Result
 
 from cli import main, status
@@ -233,6 +234,33 @@ def test_a_broker_in_use_that_does_not_answer_is_a_problem_and_any_other_is_none
     assert [(broker["name"], broker["reachable"]) for broker in value["brokers"]] == [("postgres", True), ("redis", False)]
     assert kinds(value) == ["broker_unreachable"]
     assert "REDIS_URL" in value["problems"][0]["advice"]
+
+
+def test_a_queue_that_its_broker_refuses_is_a_problem_and_named_with_the_way_out(system, found, run):
+    living(system)
+    server = PrivateRedis()
+    server.start()
+    here = {"REDIS_URL": server.url, "RABBITMQ_URL": "amqp://guest:guest@127.0.0.1:9/%2F", "BROKER_PREFIX": "mine"}
+    system.rows("INSERT INTO switchyard.route (queue, broker) VALUES ('default', 'redis') RETURNING 1")
+    with redis.Redis.from_url(server.url) as client:
+        client.set("mine:{q}:default", "not a queue")
+
+        value = found(code=1, **here)
+        shown = CliRunner().invoke(main, ["broker", "status"], env=here | {"DATABASE_URL": value_of(system), "COLUMNS": "200"})
+
+        assert kinds(value) == ["queue_refused"]
+        assert "default" in value["problems"][0]["text"]
+        assert "mine:{q}:default" in value["problems"][0]["advice"]
+        (asked,) = (broker for broker in value["brokers"] if broker["name"] == "redis")
+        assert (asked["reachable"], [refused["queue"] for refused in asked["refused"]]) == (True, ["default"])
+        assert "redis refuses the queue default: mine:{q}:default: WRONGTYPE" in shown.output
+        client.delete("mine:{q}:default")
+        assert kinds(found(**here)) == []
+    server.stop()
+
+
+def value_of(system: System) -> str:
+    return system.settings.database_url.get_secret_value()
 
 
 def test_an_operators_decision_about_a_route_is_a_note(system, found):

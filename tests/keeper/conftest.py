@@ -30,6 +30,9 @@ class Publisher:
     def is_open(self, broker):
         return False
 
+    def refused(self, broker):
+        return frozenset()
+
     def offer(self, broker, batch):
         self.offered += [trigger.job_id for trigger in batch]
 

@@ -21,6 +21,9 @@ class Publisher:
     def is_open(self, broker):
         return self.down_after is not None and len(self.offered) >= self.down_after
 
+    def refused(self, broker):
+        return frozenset()
+
     def offer(self, broker, batch):
         self.offered += [trigger.job_id for trigger in batch]
 

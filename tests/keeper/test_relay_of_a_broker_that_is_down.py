@@ -22,6 +22,17 @@ class Down(Publisher):
         return self.down and broker == "redis"
 
 
+class Refusing(Publisher):
+    """Its brokers refuse these queues."""
+
+    def __init__(self, refusing):
+        super().__init__()
+        self.refusing = refusing
+
+    def refused(self, broker):
+        return frozenset(self.refusing.get(broker, ()))
+
+
 @pytest.fixture
 def executed(monkeypatch):
     """The names of the statements that the keeper executes."""
@@ -67,3 +78,24 @@ def test_what_is_due_for_another_broker_goes_on(node, ledger):
     finally:
         keeper.stop()
     assert fetch(ledger, down, "publish_count") == 0
+
+
+def test_what_is_due_in_a_queue_that_its_broker_refuses_stays_untouched_and_the_others_go_on(node, ledger):
+    ledger.execute("INSERT INTO switchyard.route (queue, broker) VALUES ('*', 'redis'), ('elsewhere', 'rabbitmq')")
+    bad, good = add(ledger, queue="bad", broker="redis", grace=0.0), add(ledger, broker="redis", grace=0.0)
+    # Redis refuses the one, which goes to RabbitMQ, and RabbitMQ the other, which goes to Redis.
+    one, other = (add(ledger, queue=queue, broker="redis", grace=0.0) for queue in ("elsewhere", "here"))
+    broker = Broker()
+    broker.publisher = publisher = Refusing({"redis": {"bad", "elsewhere"}, "rabbitmq": {"here"}})
+    broker.routes = Routes({"*": "redis", "elsewhere": "rabbitmq"})
+    keeper = Keeper(broker)
+    keeper.start(node)
+    try:
+        wait_until(lambda: sorted(publisher.offered) == [good, one, other], 30, "they are published")
+        assert fetch(ledger, bad, "publish_count") == 0
+
+        publisher.refusing = {}
+        wait_until(lambda: bad in publisher.offered, 30, "it is published")
+    finally:
+        keeper.stop()
+    assert fetch(ledger, bad, "publish_count") == 1

@@ -55,6 +55,18 @@ def test_while_the_new_broker_is_down_they_stay_and_are_fetched_from_the_old_one
     assert keeping.broker.followed == [[Place("redis", "default")]]
 
 
+def test_what_the_new_broker_refuses_stays_and_the_others_move(ledger, keeping, monkeypatch):
+    stays, moves = add(ledger, broker="redis", queue="bad", grace=30.0), add(ledger, broker="redis", grace=30.0)
+    route(ledger, {"*": "rabbitmq"})
+    monkeypatch.setattr(keeping.broker.publisher, "refused", lambda broker: {"bad"} if broker == "rabbitmq" else set())
+
+    sweep(ledger, keeping)
+
+    assert (fetch(ledger, stays, "broker"), fetch(ledger, moves, "broker")) == ("redis", "rabbitmq")
+    assert keeping.broker.publisher.offered == [moves]
+    assert keeping.broker.followed == [[Place("redis", "bad")]]
+
+
 def test_nothing_moves_before_a_worker_has_declared_anything(ledger, keeping):
     id_ = add(ledger, broker="redis", grace=30.0)
 

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from brokers.transport import TransportDown, band
+from brokers import refusals
+from brokers.transport import QueueRefused, TransportDown, band
 from keeper import watch as module
 from keeper.watch import Watch
 from ledger import sent, write
@@ -26,10 +27,15 @@ class Inspector:
         self.asked = []
         self.marked = []
         self.down = False
+        self.refused = set()
+        self.asked_of = []
 
     def epoch(self, queue, known):
+        self.asked_of.append(queue)
         if self.down:
             raise TransportDown("fake", "down")
+        if queue in self.refused:
+            raise QueueRefused(queue, "declared otherwise", "delete it")
         return self.names.setdefault(queue, "first")
 
     def mark(self, marks):
@@ -208,6 +214,27 @@ def test_while_the_broker_is_away_its_rows_stay_untouched_and_it_is_asked_less_o
     assert watch.turn(ledger, []) == (0, False)
     now += module.RETRY_MIN
     assert watch.turn(ledger, []) == (1, False)
+
+
+def test_a_queue_that_the_broker_refuses_is_passed_over_and_asked_about_less_often(ledger, settings, inspector, monkeypatch):
+    monkeypatch.setattr(refusals, "RETRY_MIN", 0.2)
+    transport = SimpleNamespace(name="redis", epoch_per_queue=True, inspector=lambda: inspector)
+    watch = Watch(transport, settings)
+    inspector.refused = {"bad"}
+    gone = overdue(ledger, 1)
+
+    turns = [watch.turn(ledger, ["bad", "default"]) for _ in range(4)]
+
+    assert sum(turn[0] for turn in turns) == 1
+    assert due(ledger) == gone
+    assert set(sent.epochs(ledger, "redis")) == {"default"}
+    assert inspector.asked_of.count("default") == 4
+    assert inspector.asked_of.count("bad") == 1
+
+    inspector.refused.clear()
+    wait_until(
+        lambda: watch.turn(ledger, ["bad", "default"]) and "bad" in sent.epochs(ledger, "redis"), 30, "it is asked about again"
+    )
 
 
 def test_a_row_that_was_claimed_since_it_was_looked_at_is_left_alone(ledger):

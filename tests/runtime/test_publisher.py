@@ -26,8 +26,13 @@ class Outlet:
         self.answers = False
         self.broken: Exception | None = None
         self.published: list[int] = []
-        self.refused: list[int] = []
+        self.refused_ids: list[int] = []
         self.calls: list[str] = []
+        #: Queues that it refuses.
+        self.closed_queues: list[str] = []
+
+    def refused(self):
+        return self.closed_queues
 
     def publish(self, batch):
         self.calls.append("publish")
@@ -36,7 +41,7 @@ class Outlet:
         if self.down:
             raise PublishFailed("fake", "down", unpublished=[trigger.job_id for trigger in batch])
         self.published += [trigger.job_id for trigger in batch]
-        refused, self.refused = self.refused, []
+        refused, self.refused_ids = self.refused_ids, []
         return refused
 
     def flush(self, timeout):
@@ -89,7 +94,7 @@ def test_what_is_offered_is_published_in_order(publisher, outlet):
 
     wait_until(lambda: len(outlet.published) == 2_500)
     assert outlet.published == list(range(2_500))
-    assert publisher.grace("fake") == GRACE
+    assert publisher.grace("fake", "q") == GRACE
 
 
 def test_a_failure_opens_the_circuit_and_makes_the_rows_due(publisher, outlet, due):
@@ -100,17 +105,17 @@ def test_a_failure_opens_the_circuit_and_makes_the_rows_due(publisher, outlet, d
     publisher.offer("fake", triggers(3))
 
     assert due == [1, 2]
-    assert publisher.grace("fake") == 0
+    assert publisher.grace("fake", "q") == 0
     outlet.down = False
     wait_until(lambda: not publisher.is_open("fake"), message="it is tried again")
     publisher.offer("fake", triggers(4))
     wait_until(lambda: outlet.published == [4])
-    assert publisher.grace("fake") == GRACE
+    assert publisher.grace("fake", "q") == GRACE
     assert due == [1, 2]
 
 
 def test_what_the_broker_refuses_is_made_due(publisher, outlet, due):
-    outlet.refused = [8]
+    outlet.refused_ids = [8]
 
     publisher.offer("fake", triggers(7, 8, 9))
 
@@ -134,6 +139,30 @@ def test_a_broker_that_answers_and_takes_nothing_is_tried_less_and_less_often(pu
     wait_until(lambda: outlet.published == [9])
     # Something was published: the next failure begins with the shortest pause.
     wait_until(lambda: publisher._circuits["fake"].pause == 0.05)
+
+
+def test_a_queue_that_the_broker_refuses_is_left_alone_and_the_others_go_on(publisher, outlet, monkeypatch):
+    due = []
+    # Known before its rows are due, or the relay would offer them again at once.
+    monkeypatch.setattr(publisher, "_make_due", lambda ids: due.extend((id_, set(publisher.refused("fake"))) for id_ in ids))
+    publisher.offer("fake", triggers(1))
+    wait_until(lambda: outlet.published == [1])
+    outlet.closed_queues, outlet.refused_ids = ["q"], [2]
+    publisher.offer("fake", triggers(2))
+    wait_until(lambda: due)
+
+    assert due == [(2, {"q"})]
+    assert publisher.refused("fake") == {"q"}
+    assert not publisher.is_open("fake")
+    assert (publisher.grace("fake", "q"), publisher.grace("fake", "r")) == (0, GRACE)
+    publisher.offer("fake", [*triggers(3), Outgoing(4, "r", "work"), *triggers(5)])
+    wait_until(lambda: 4 in outlet.published)
+    assert outlet.published == [1, 2, 4]
+
+    outlet.closed_queues = []
+    wait_until(lambda: not publisher.refused("fake"), message="it is asked when idle")
+    publisher.offer("fake", triggers(6))
+    wait_until(lambda: outlet.published == [1, 2, 4, 6])
 
 
 def test_whatever_goes_wrong_in_it_the_thread_lives_on_and_the_rows_become_due(publisher, outlet, due, caplog):
@@ -226,7 +255,7 @@ def test_nothing_runs_before_the_first_offer():
 
     publisher = Publisher(outlet=lambda name: Outlet(), probe=lambda name: None, make_due=lambda ids: None, grace=GRACE)
 
-    assert publisher.grace("fake") == GRACE
+    assert publisher.grace("fake", "q") == GRACE
     assert threading.active_count() == before
     publisher.close()
 

@@ -9,9 +9,8 @@ import pytest
 import brokers.amqp
 import brokers.rabbitmq
 import brokers.subscription
-from brokers.amqp import queue_name
 from brokers.rabbitmq import WINDOW, RabbitmqReceiver, RabbitmqSender
-from brokers.transport import TransportDown, Trigger
+from brokers.transport import Trigger
 from settings import Settings
 from tests.brokers.conftest import Ends, fetch_all, is_empty
 from tests.brokers.rabbitmq.conftest import batch, ids
@@ -54,20 +53,6 @@ def test_refused_publishes_come_back_as_failed(sender: RabbitmqSender, server: P
     # RabbitMQ lets a message or two more in than it says.
     assert len(failed) >= 10
     assert set(failed) <= set(range(5, 20))
-
-
-def test_a_queue_declared_otherwise_is_transport_down_with_the_reason(
-    sender: RabbitmqSender, channel, rabbit_settings: Settings
-) -> None:
-    channel.queue_declare(queue_name(rabbit_settings.broker_prefix, "a"), durable=True)
-
-    def publish_and_flush() -> None:
-        sender.publish(batch(range(3)))
-        sender.flush(30)
-
-    with pytest.raises(TransportDown, match="PRECONDITION_FAILED") as refused:
-        publish_and_flush()
-    assert refused.value.unpublished == [0, 1, 2]
 
 
 def test_settling_out_of_order_settles_just_those(ends: Ends, sender: RabbitmqSender, receiver: RabbitmqReceiver) -> None:
