@@ -110,6 +110,7 @@ class WorkerSide(Middleware):
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
         """Check the database, take over the work queue and the consumers, register the process."""
+        process.worker_boots()
         ours = self._broker
         whitelist = worker.consumer_whitelist
 

@@ -18,17 +18,15 @@ from typing import Any, Final, TypedDict, Unpack
 from dramatiq import Message
 from structlog.stdlib import get_logger
 
-from brokers.broker import SwitchyardBroker
-from control import access
-from control.secrets import kept_secrets
+from control import access, edited_job
 from errors import JobNotFound
 from ledger import dead, read
 from ledger.database import BoundedConnection
-from ledger.dead import DeadFilter, EndedJob
+from ledger.dead import DeadFilter
 from ledger.job import DeadGroup, DeadPage
+from ledger.rekeying import lock_ended
 from ledger.sql import SQL
 from ledger.states import State
-from middleware.payload import CheckedPayload
 from runtime.enlist import DUE_CHANNEL
 from settings import check_queue
 
@@ -43,6 +41,9 @@ LEAD: Final = 3e-4
 MAX_RATE: Final = 1e6
 MIN_RATE: Final = 1e-6
 
+#: How to give other arguments where a process that does not know the actor may not.
+_WAY: Final = "replay it in a program that imports it"
+_STRANDED: Final = "it is a step of a workflow, and a job that it waits for was removed"
 _RATE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(s|sec|second|m|min|minute|h|hour|d|day)\s*", re.IGNORECASE)
 _SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 
@@ -141,6 +142,9 @@ def replay(
 ) -> bool:
     """Run a dead or cancelled job again, at once: the same id, a new generation, its history kept.
 
+    With other arguments it counts as what the actor makes of them, as after ``edit``: the limits' keys and the ``unique_key``. A job that
+    has such keys is given other arguments where its actor is known.
+
     Parameters:
         to_queue: another queue than its own; some worker has to consume it.
         args: positional arguments instead of those sent; default: those.
@@ -151,7 +155,8 @@ def replay(
 
     Raises:
         JobNotFound: no job has this id.
-        PayloadError: the arguments cannot be stored, or do not fit the actor.
+        PayloadError, OptionError: a send with these arguments would be refused, or keys cannot be told here; nothing was changed.
+        KeyInUse: with the arguments given it would be the same as another active job, or one of its period; nothing was changed.
         ValueError: no queue can have this name.
     """
     return try_replay(id, to_queue=to_queue, args=args, kwargs=kwargs).done
@@ -168,22 +173,40 @@ def try_replay(
     job_id = access.job_id(id)
     if to_queue is not None:
         check_queue(to_queue)
-    access.require_job(job_id)
-    payload = None
     if args is not None or kwargs is not None:
-        ended = access.ask(lambda connection: dead.ended_job(connection, job_id))
-        if ended is None:
-            return _refusal(job_id)
-        payload = _payload(ended, job_id, args, kwargs, to_queue)
+        return _replay_changed(job_id, args, kwargs, to_queue)
+    access.require_job(job_id)
 
     def again(connection: BoundedConnection) -> bool:
         with connection.transaction():
-            done = dead.replay(connection, job_id, queue=to_queue, payload=payload)
+            done = dead.replay(connection, job_id, queue=to_queue)
             if done:
                 _wake(connection)
             return done
 
     return Replay(done=True) if access.ask(again) else _refusal(job_id)
+
+
+def _replay_changed(job_id: str, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, to_queue: str | None) -> Replay:
+    edited_job.tell_of_limits(job_id)
+
+    def again(connection: BoundedConnection) -> bool | None:
+        with connection.transaction():
+            ended = lock_ended(connection, job_id)
+            if ended is None:
+                return None
+            new = edited_job.row_of(ended, job_id, args, kwargs, queue=to_queue)
+            keys, period = edited_job.keys_of(connection, ended, job_id, new, _WAY)
+            change: Any = {"payload": new.payload, "keys": keys, "period": period}
+            done = dead.replay_changed(connection, ended, job_id, queue=to_queue, **change)
+            if done:
+                _wake(connection)
+            return done
+
+    done = access.ask(lambda connection: edited_job.settled(connection, job_id, lambda: again(connection)))
+    if done is None:
+        return _refusal(job_id)
+    return Replay(done=True) if done else Replay(done=False, refused=_STRANDED)
 
 
 def _refusal(job_id: str) -> Replay:
@@ -195,7 +218,7 @@ def _refusal(job_id: str) -> Replay:
         return Replay(done=False, refused=f"it is {job.state}; only a dead or cancelled job is replayed")
     holder = access.ask(lambda connection: dead.key_holder(connection, job_id))
     if holder is None:
-        return Replay(done=False, refused="it is a step of a workflow, and a job that it waits for was removed")
+        return Replay(done=False, refused=_STRANDED)
     return Replay(done=False, refused=f"its key is in use by job {holder}", holder=holder)
 
 
@@ -304,30 +327,6 @@ def rate_per_second(rate: str | float) -> float:
     if found is None or not math.isfinite(found) or not MIN_RATE <= found <= MAX_RATE:
         raise ValueError(f"rate {rate!r} cannot be kept; write for example '50/s', '100/minute' or '1000/hour'")
     return found
-
-
-def _payload(
-    ended: EndedJob, id_: str, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, to_queue: str | None
-) -> str:
-    """The edited payload as JSON text, checked as a ``send()`` checks its own. Raises: PayloadError."""
-    broker = access.broker()
-    if not isinstance(broker, SwitchyardBroker):
-        raise RuntimeError("BROKER=stub keeps no dead letters")
-    new_args = ended.payload["args"] if args is None else args
-    new_kwargs = ended.payload["kwargs"] if kwargs is None else kwargs
-    new_args, new_kwargs = kept_secrets(ended.actor, ended.payload, new_args, new_kwargs, id_, broker.settings.secret_key_bytes)
-    message: Message[Any] = Message(
-        queue_name=to_queue or ended.queue,
-        actor_name=ended.actor,
-        args=tuple(new_args),
-        kwargs=new_kwargs,
-        options=ended.options or {},
-        message_id=id_,
-    )
-    for middleware in broker.middleware:
-        if isinstance(middleware, CheckedPayload):
-            middleware.before_enqueue(broker, message, None)
-    return broker.new_job(message).payload
 
 
 def _wake(connection: BoundedConnection) -> None:

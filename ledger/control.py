@@ -11,11 +11,11 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from psycopg import Connection
-from psycopg.errors import UniqueViolation
 
 from ledger import batches, keys
 from ledger.arrays import plain
 from ledger.limits import free_slots
+from ledger.rekeying import Keys, PeriodKey, rekey, wake_line
 from ledger.sql import SQL
 from ledger.states import State
 from ledger.write import CHUNK
@@ -63,35 +63,6 @@ class Pause:
         return " in ".join(f"{kind} {name}" for kind, name in names if name is not None) or "everything"
 
 
-class Keys(NamedTuple):
-    """What a job counts as: columns of its row, worked out of its arguments."""
-
-    unique_key: str | None = None
-    rate_key: str | None = None
-    rate_cost: int | None = None
-    concurrency_key: str | None = None
-    fair_key: str | None = None
-    fair_weight: float | None = None
-
-
-class PeriodKey(NamedTuple):
-    """The key of its actor's that a job (``message_id``) has for a period, and what it is to be; None: free."""
-
-    actor: str
-    message_id: str
-    key: str
-    to: str | None
-
-
-class KeyTaken(Exception):
-    """Another job has the key that a change would give to this one; nothing was changed."""
-
-    def __init__(self, actor: str, key: str) -> None:
-        super().__init__(f"{actor}: {key}")
-        self.actor = actor
-        self.key = key
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
     """What is to be different about a waiting job; None leaves a thing as it is."""
@@ -106,23 +77,6 @@ class Change:
     #: All of them.
     keys: Keys | None = None
     period: PeriodKey | None = None
-
-
-class WaitingJob(NamedTuple):
-    """A job about to be changed; its row is locked."""
-
-    id: int
-    actor: str
-    queue: str
-    payload: dict[str, Any]
-    options: dict[str, Any] | None
-    #: On the database's clock.
-    now: datetime
-    #: What it counts as.
-    unique_key: str | None
-    rate_key: str | None
-    concurrency_key: str | None
-    fair_key: str | None
 
 
 class Orders(NamedTuple):
@@ -210,12 +164,6 @@ def unpark(connection: Conn, limit: int = CHUNK) -> int:
     return len(connection.execute(SQL["unpark"], parameters).fetchall())
 
 
-def lock_waiting(connection: Conn, message_id: str) -> WaitingJob | None:
-    """Read and lock a waiting job, within the caller's transaction. None: it is running, or has ended, or is unknown."""
-    row = connection.execute(SQL["lock_waiting"], {"message_id": message_id}).fetchone()
-    return None if row is None else WaitingJob(*row)
-
-
 def edit(connection: Conn, id_: int, change: Change) -> bool:
     """Change a waiting job. False: it waits no more, or (for a time) waits for something else than a time.
 
@@ -234,21 +182,9 @@ def edit(connection: Conn, id_: int, change: Change) -> bool:
         row = connection.execute(SQL["edit"], parameters).fetchone()
         if row is None:
             return False
-        if (period := change.period) is not None:
-            try:
-                keys.move_period_key(connection, *period)
-            except UniqueViolation:
-                raise KeyTaken(period.actor, period.to or "") from None
-        if change.keys is not None:
-            _rekey(connection, id_, row[0], change.keys)
+        if change.period is not None:
+            keys.move_period_key(connection, change.period)
+        if change.keys is not None and (left := rekey(connection, id_, row[0], change.keys)) is not None:
+            # Last: whoever holds a key waits for no row.
+            wake_line(connection, left)
     return True
-
-
-def _rekey(connection: Conn, id_: int, actor: str, new: Keys) -> None:
-    try:
-        row = connection.execute(SQL["rekey"], {"id": id_, **new._asdict()}).fetchone()
-    except UniqueViolation:
-        raise KeyTaken(actor, new.unique_key or "") from None
-    if row is not None and row[0] is not None:
-        # Last: whoever holds a key waits for no row.
-        connection.execute(SQL["wake_line"], {"key": row[0]})

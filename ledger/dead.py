@@ -23,6 +23,8 @@ from psycopg.errors import UniqueViolation
 from ledger import batches, read
 from ledger.arrays import plain
 from ledger.job import DeadGroup, DeadLetter, DeadPage
+from ledger.keys import move_period_key
+from ledger.rekeying import Keys, KeyTaken, LockedJob, PeriodKey, rekey_ended
 from ledger.sql import SQL
 
 Conn = Connection[Any]
@@ -127,15 +129,6 @@ class DeadNotice(NamedTuple):
         return json.dumps(self.context(), ensure_ascii=False, separators=(",", ":"))
 
 
-class EndedJob(NamedTuple):
-    """What a dead or cancelled job was sent with, as its row has it."""
-
-    actor: str
-    queue: str
-    payload: dict[str, Any]
-    options: dict[str, Any] | None
-
-
 class Chunk(NamedTuple):
     """What a chunk of a replay came to: how many rows are on their way, when the whole replay began, and when the last row is due."""
 
@@ -223,15 +216,14 @@ def chunks(connection: Conn, wanted: DeadFilter, *, size: int, limit: int | None
         left = None if left is None else left - len(rows)
 
 
-def replay(connection: Conn, message_id: str, *, queue: str | None = None, payload: str | None = None) -> bool:
+def replay(connection: Conn, message_id: str, *, queue: str | None = None) -> bool:
     """Begin a new generation of a dead or cancelled job, due at once. False: it is neither, or its key is in use (``key_holder``), or it is
     a step and what it waits for was removed.
 
     Parameters:
         queue: the queue that it goes to; None: its own.
-        payload: JSON text instead of what was sent; None: that.
     """
-    values = {"message_id": message_id, "queue": queue, "payload": payload}
+    values = {"message_id": message_id, "queue": queue, "payload": None}
     try:
         # Of a caller's transaction nothing is lost by the refusal.
         with connection.transaction():
@@ -243,10 +235,41 @@ def replay(connection: Conn, message_id: str, *, queue: str | None = None, paylo
         return False
 
 
-def ended_job(connection: Conn, message_id: str) -> EndedJob | None:
-    """What a dead or cancelled job was sent with; None: it is neither."""
-    row = connection.execute(SQL["ended_job"], {"message_id": message_id}).fetchone()
-    return None if row is None else EndedJob(*row)
+def replay_changed(
+    connection: Conn,
+    job: LockedJob,
+    message_id: str,
+    *,
+    payload: str,
+    keys: Keys | None,
+    period: PeriodKey | None,
+    queue: str | None = None,
+) -> bool:
+    """``replay`` a job with other arguments, and as what it counts as with them; its row is locked. False: it is a step and what it waits
+    for was removed.
+
+    Parameters:
+        payload: JSON text instead of what was sent.
+        keys: all that it counts as; None: as before.
+        period: how the key that it has for a period is to change; None: it stays.
+
+    Raises:
+        KeyTaken: another job of its actor has its key; nothing was changed.
+    """
+    try:
+        with connection.transaction():
+            if keys is not None:
+                rekey_ended(connection, job.id, keys)
+            if period is not None:
+                move_period_key(connection, period)
+            connection.execute(SQL["replay"], {"message_id": message_id, "queue": queue, "payload": payload})
+            if not batches.wait_again(connection, [message_id]):
+                raise _Stranded
+    except UniqueViolation:
+        raise KeyTaken(job.actor, (job if keys is None else keys).unique_key or "") from None
+    except _Stranded:
+        return False
+    return True
 
 
 def key_holder(connection: Conn, message_id: str) -> str | None:

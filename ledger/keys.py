@@ -21,10 +21,11 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar
 from uuid import UUID
 
 from psycopg import Connection, Cursor
-from psycopg.errors import DeadlockDetected, SerializationFailure
+from psycopg.errors import DeadlockDetected, SerializationFailure, UniqueViolation
 
 from errors import IdempotencyConflict, JobExists, LedgerUnavailable
 from ledger.records import Enqueued, First, NewJob
+from ledger.rekeying import Keys, KeyTaken, LockedJob, PeriodKey, lock_waiting, refuse_without_actor, rekey, wake_line
 from ledger.sql import SQL
 from ledger.states import WAITING, State
 
@@ -38,6 +39,8 @@ Recognise = Callable[[Conn, Sequence[NewJob]], list[Enqueued]]
 
 #: How often a send looks again, because what was in its way has gone, before it gives up.
 ROUNDS: Final = 5
+#: Options by which a message says what limits its job counts against.
+LIMIT_OPTIONS: Final = frozenset({"rate_limit_key", "rate_limit_cost", "concurrency_key", "fair_key", "fair_weight"})
 #: How many times its delay a debounced job is put off at most, where nobody says how long.
 MAX_WAIT_DELAYS: Final = 10
 
@@ -115,18 +118,22 @@ def period_key(connection: Conn, actor: str, message_id: str) -> str | None:
     return None if row is None else str(row[0])
 
 
-def move_period_key(connection: Conn, actor: str, message_id: str, key: str, to: str | None) -> None:
-    """Have a job's key for a period be another one, for the rest of it; None: be free. Within the caller's transaction.
+def move_period_key(connection: Conn, period: PeriodKey) -> None:
+    """Have a job's key for a period be another one, for the rest of it, or be free. Within the caller's transaction.
 
     Raises:
-        psycopg.errors.UniqueViolation: another job has that one.
+        KeyTaken: another job has that one.
     """
+    actor, message_id, key, to = period
     if to is None:
         connection.execute(SQL["forget_key"], {"kind": "unique", "actor": actor, "key": key}).fetchall()
         return
     expired = {"kind": "unique", "keys": json.dumps([{"scope": actor, "key": to}])}
     connection.execute(SQL["drop_expired_keys"], expired).fetchall()
-    connection.execute(SQL["move_key"], {"actor": actor, "message_id": message_id, "key": key, "to": to}).fetchall()
+    try:
+        connection.execute(SQL["move_key"], {"actor": actor, "message_id": message_id, "key": key, "to": to}).fetchall()
+    except UniqueViolation:
+        raise KeyTaken(actor, to) from None
 
 
 class _Found(NamedTuple):
@@ -143,6 +150,8 @@ class _Found(NamedTuple):
     payload: str | None
     options: str | None
     created_ms: int | None
+    #: A limit decides when its job may run.
+    limited: bool | None
 
 
 def enqueue_one(connection: Conn, job: NewJob, insert: Insert, recognise: Recognise) -> Enqueued:
@@ -154,10 +163,11 @@ def enqueue_one(connection: Conn, job: NewJob, insert: Insert, recognise: Recogn
         LedgerUnavailable: what was in the way changed so often that it cannot be told.
     """
     sorting = _Sorting(connection, [job], insert, recognise)
-    if sorting.at_once():
-        return sorting.done[0]
-    with connection.transaction():
-        return sorting.run()[0]
+    if not sorting.at_once():
+        with connection.transaction():
+            sorting.run()
+    sorting.wake()
+    return sorting.done[0]
 
 
 def enqueue_batch(
@@ -168,6 +178,7 @@ def enqueue_batch(
     Parameters:
         lenient: a key that stands for another payload leads to its job instead of an error.
     """
+    # Who has left a line in it wakes nobody: the caller has rows to lock yet, so the keepers' next look does.
     return _Sorting(connection, jobs, insert, recognise, lenient=lenient).run()
 
 
@@ -186,6 +197,7 @@ class _Sorting:
         self.done: dict[int, Enqueued] = {}
         self._taken: dict[Kind, set[int]] = {"idempotency": set(), "unique": set()}
         self._rounds = ROUNDS
+        self._left: list[str] = []
 
     def at_once(self) -> bool:
         """Write the one job in one statement, or look once what its only key stands for. False: it takes ``run``."""
@@ -213,6 +225,11 @@ class _Sorting:
                 return [self.done[position] for position in range(len(self._jobs))]
         stuck = self._jobs[self._open()[0]]
         raise LedgerUnavailable(f"a key of actor {stuck.actor!r} changed hands {ROUNDS} times while it was being sent")
+
+    def wake(self) -> None:
+        """The next in each line that a job has left has its turn; last of all, since whoever holds such a key waits for no row."""
+        for key in sorted(set(self._left)):
+            wake_line(self._connection, key)
 
     def _open(self) -> list[int]:
         return [position for position in range(len(self._jobs)) if position not in self.done]
@@ -324,8 +341,33 @@ class _Sorting:
             self._connection.execute(SQL["let_go_of_key"], parameters).fetchall()
             return False
         max_wait = MAX_WAIT_DELAYS * job.delay if unique.max_wait is None else unique.max_wait
-        parameters |= {"payload": job.payload, "delay": job.delay, "max_wait": max_wait}
+        parameters |= {"payload": job.payload, "delay": job.delay, "max_wait": max_wait, "options": None, "limited": False}
+        if entry.limited or job.control.limits != Keys():
+            with self._connection.transaction():
+                return self._rekeyed(job, entry.message_id, parameters)
         return bool(self._connection.execute(SQL["debounce"], parameters).fetchall())
+
+    def _rekeyed(self, job: NewJob, holder: str, parameters: dict[str, Any]) -> bool:
+        """Debounce a holder that limits concern: with the latest arguments it counts as what the latest send says, or its actor makes of
+        them. Raises: OptionError: the sender does not know the actor."""
+        assert job.control is not None
+        assert job.control.unique is not None
+        waiting = lock_waiting(self._connection, holder)
+        if waiting is None or waiting.unique_key != job.control.unique.key:
+            return False
+        left = None
+        if job.control.unique.known:
+            options = _with_limits(waiting, job)
+            parameters |= {"options": options}
+            # Before its time: what it was promised is void, and then it waits for its time alone.
+            left = rekey(self._connection, waiting.id, job.actor, job.control.limits._replace(unique_key=waiting.unique_key))
+        elif not self._lenient:
+            refuse_without_actor(waiting._replace(unique_key=None), None, "send it from a program that imports the actor")
+        self._connection.execute(SQL["debounce"], parameters | {"limited": True}).fetchall()
+        self._connection.execute(SQL["ring_due"])
+        if left is not None:
+            self._left.append(left)
+        return True
 
     def _end(self, position: int, entry: _Found) -> None:
         """The send is another job, or is the same send made again."""
@@ -380,3 +422,12 @@ def _names(rows: Iterable[dict[str, Any] | None]) -> str:
     """The keys of rows, each once, as JSON."""
     names = {(row["scope"], row["key"]): None for row in rows if row is not None}
     return json.dumps([{"scope": scope, "key": key} for scope, key in names])
+
+
+def _with_limits(waiting: LockedJob, job: NewJob) -> str | None:
+    """The options of a waiting job, with what the latest send says of limits instead of what an earlier one said; None: they stay."""
+    old = waiting.options or {}
+    said = json.loads(job.options) if job.options else {}
+    new = {name: value for name, value in old.items() if name not in LIMIT_OPTIONS}
+    new |= {name: value for name, value in said.items() if name in LIMIT_OPTIONS}
+    return None if new == old else json.dumps(new)

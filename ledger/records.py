@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from ledger.rekeying import Keys
 from ledger.states import State
 
 
@@ -31,6 +32,8 @@ class Unique:
     period: float | None = None
     #: How long after the first send a debounced job is due at the latest, in seconds; None: ten times the delay.
     max_wait: float | None = None
+    #: Whether the sender knows the actor, and so what limits its jobs count against.
+    known: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +61,11 @@ class JobControl:
     tick_at: str | None = None
     #: Given, the job waits without a time of its own until whatever it waits for makes it due.
     wait_reason: str | None = None
+
+    @property
+    def limits(self) -> Keys:
+        """What it counts against limits as; nothing of its unique key."""
+        return Keys(None, self.rate_key, self.rate_cost, self.concurrency_key, self.fair_key, self.fair_weight)
 
     @property
     def is_membership(self) -> bool:

@@ -88,7 +88,7 @@ class UniqueJobs(Middleware):
         period = None if lasts in (None, ACTIVE) else period_seconds(message.actor_name, values, "unique_for")
         mode: UniqueMode = values["unique_mode"] or "skip"
         wait = period_seconds(message.actor_name, values, "unique_max_wait")
-        unique = Unique(key=key, mode=mode, period=period, max_wait=wait)
+        unique = Unique(key=key, mode=mode, period=period, max_wait=wait, known=actor is not None)
         return {"unique_key": key if period is None else None, "unique": unique}
 
     def _key(self, message: Message[Any], actor: Actor[Any, Any] | None, signature: inspect.Signature | None) -> str | None:

@@ -5,20 +5,19 @@
     70    broken off by the watchdog
     75    recycled: it asked for it itself, after a job that did not end, or at a limit of ``switchyard worker``
 
-Ours are the processes that ``dramatiq`` and ``switchyard worker`` start. A worker inside somebody's own process, such as a test's, never
-ends that process.
+Ours are the processes that ``dramatiq`` and ``switchyard worker`` make for a worker. A worker inside somebody's own process, such as a
+test's or a web server's, never ends that process, also if the server forked it.
 """
 
 from __future__ import annotations
 
 import gc
 import inspect
-import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Final, NoReturn
 
 REFUSED: Final = 3
@@ -31,23 +30,38 @@ _LAST_WORDS: Final = 1.0
 #: The functions in which a command loads the application: Dramatiq's worker processes, the processes beside them, and periodiq.
 _COMMANDS: Final = frozenset({("dramatiq.cli", "worker_process"), ("dramatiq.cli", "fork_process"), ("periodiq", "main")})
 
+#: The function that a worker process of Dramatiq's spends its life in.
+_WORKER: Final = frozenset({("dramatiq.cli", "worker_process")})
+#: Where a process that ``multiprocessing`` made begins: what its stack holds beyond is a copy of its parent's.
+_BEGINNING: Final = ("multiprocessing.process", "_bootstrap")
+
 _ask: Callable[[], None] | None = None
+#: The process that was found to be made for a worker; one that it forks inherits this, and is another.
+_ours: int | None = None
 
 
 def supervised_by(ask: Callable[[], None]) -> None:
     """This process is one of ``switchyard worker``; ``ask`` makes it stop once its supervisor knows that it needs another."""
-    global _ask
-    _ask = ask
+    global _ask, _ours
+    _ask, _ours = ask, os.getpid()
+
+
+def worker_boots() -> None:
+    """A worker starts, on the thread that this is called on. Only there, and only now, it can be told whether Dramatiq made the process for
+    it: what asks later are other threads, or the process's end."""
+    global _ours
+    if _is_called_by(_WORKER):
+        _ours = os.getpid()
 
 
 def is_supervised() -> bool:
     """Whether a supervisor starts the next process before this one is gone."""
-    return _ask is not None
+    return _ask is not None and is_ours()
 
 
 def is_ours() -> bool:
-    """Whether the process exists for the worker alone."""
-    return is_supervised() or multiprocessing.parent_process() is not None
+    """Whether the process exists for the worker alone; known once the worker boots."""
+    return _ours == os.getpid()
 
 
 def is_booting() -> bool:
@@ -57,17 +71,25 @@ def is_booting() -> bool:
     That one of their modules is loaded says nothing: an application may import them. Nor does the process's parent: a web server makes
     processes, too. ``switchyard worker`` does not need this, it is our own code that loads the application there.
     """
+    return _is_called_by(_COMMANDS)
+
+
+def _is_called_by(functions: Set[tuple[str, str]]) -> bool:
+    """Whether one of these (module and name) is on the stack, in this process."""
     frame = inspect.currentframe()
     while frame is not None:
-        if (frame.f_globals.get("__name__"), frame.f_code.co_name) in _COMMANDS:
+        function = (frame.f_globals.get("__name__", ""), frame.f_code.co_name)
+        if function in functions:
             return True
+        if function == _BEGINNING:
+            return False
         frame = frame.f_back
     return False
 
 
 def ask_to_recycle() -> None:
     """Have this process stop in order and another take its place. Under ``dramatiq`` by a SIGTERM, which in the end stops them all."""
-    if _ask is not None:
+    if _ask is not None and is_supervised():
         _ask()
     else:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -44,9 +44,20 @@ FROM (
 JOIN switchyard.job AS e ON e.id = g.example
 ORDER BY g.count DESC, g.last_at DESC;
 
--- name: ended_job
--- What a dead or cancelled job was sent with.
-SELECT actor, queue, payload, options FROM switchyard.job WHERE message_id = %(message_id)s AND state IN ('dead', 'cancelled');
+-- name: lock_ended
+-- A dead or cancelled job that is about to be replayed with other arguments.
+SELECT id, actor, queue, payload, options, clock_timestamp() AS now, unique_key, rate_key, concurrency_key, fair_key
+FROM switchyard.job
+WHERE message_id = %(message_id)s AND state IN ('dead', 'cancelled')
+FOR UPDATE;
+
+-- name: rekey_ended
+-- What it counts as with them, before the replay: that is refused by the key it has now, and not by the one it had.
+UPDATE switchyard.job
+SET unique_key = %(unique_key)s, rate_key = %(rate_key)s, rate_cost = %(rate_cost)s, concurrency_key = %(concurrency_key)s,
+    fair_key = %(fair_key)s, fair_weight = %(fair_weight)s,
+    limited = %(rate_key)s::text IS NOT NULL OR %(concurrency_key)s::text IS NOT NULL
+WHERE id = %(id)s AND state IN ('dead', 'cancelled');
 
 -- name: replay
 -- A dead or cancelled job begins a new generation: same id, counters at zero, history kept. Due at once.

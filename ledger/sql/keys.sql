@@ -14,7 +14,8 @@ RETURNING scope, key;
 -- What keys stand for. One past its time stands for nothing, also before a keeper removes it.
 SELECT
     i.scope, i.key, i.fingerprint, i.message_id::text, i.expires_at <= clock_timestamp() AS expired,
-    j.id, j.queue, j.state, j.payload::text, j.options::text, (date_part('epoch', j.created_at) * 1000)::bigint AS created_ms
+    j.id, j.queue, j.state, j.payload::text, j.options::text, (date_part('epoch', j.created_at) * 1000)::bigint AS created_ms,
+    j.limited
 FROM json_to_recordset(%(keys)s::json) AS k (scope text, key text)
 JOIN switchyard.idempotency AS i ON i.kind = %(kind)s AND i.scope = k.scope AND i.key = k.key
 LEFT JOIN switchyard.job AS j ON j.message_id = i.message_id;
@@ -37,7 +38,8 @@ RETURNING key;
 -- The active jobs that have these keys of their actors.
 SELECT
     j.actor, j.unique_key, NULL, j.message_id::text, false,
-    j.id, j.queue, j.state, j.payload::text, j.options::text, (date_part('epoch', j.created_at) * 1000)::bigint AS created_ms
+    j.id, j.queue, j.state, j.payload::text, j.options::text, (date_part('epoch', j.created_at) * 1000)::bigint AS created_ms,
+    j.limited
 FROM json_to_recordset(%(keys)s::json) AS k (scope text, key text)
 JOIN switchyard.job AS j
     ON j.actor = k.scope AND j.unique_key = k.key AND j.state IN ('scheduled', 'pending', 'retrying', 'running');
@@ -45,7 +47,8 @@ JOIN switchyard.job AS j
 -- name: debounce
 -- The latest payload wins while the job waits. With a delay it is due later, but no later than max_wait after it was sent, and no earlier
 -- than it was; one that waits for something else than its time goes on doing so. A trigger that is out is refused by the claim. A turn for a
--- slot is given up by one that is put off, or it would be woken for it before its time.
+-- slot is given up by one that is put off, or it would be woken for it before its time. What limits concern is changed by whoever has
+-- locked it and written what it counts as (rekey), and says so (limited).
 WITH waiting AS MATERIALIZED (
     SELECT
         id, wait_reason, run_at,
@@ -56,7 +59,7 @@ WITH waiting AS MATERIALIZED (
             )
         END AS later
     FROM switchyard.job
-    WHERE id = %(id)s AND unique_key = %(key)s AND state IN ('scheduled', 'pending', 'retrying')
+    WHERE id = %(id)s AND unique_key = %(key)s AND state IN ('scheduled', 'pending', 'retrying') AND (%(limited)s OR NOT limited)
     FOR UPDATE
 ),
 due AS MATERIALIZED (
@@ -64,6 +67,7 @@ due AS MATERIALIZED (
 )
 UPDATE switchyard.job AS j
 SET payload = %(payload)s::json,
+    options = coalesce(%(options)s::json, j.options),
     state = CASE WHEN due.at IS NULL THEN j.state ELSE 'scheduled' END,
     run_at = coalesce(due.at, j.run_at),
     next_publish_at = coalesce(due.at, j.next_publish_at),
@@ -73,6 +77,10 @@ SET payload = %(payload)s::json,
 FROM due
 WHERE j.id = due.id
 RETURNING j.id;
+
+-- name: ring_due
+-- What was due at another time may be due now: keepers look at the commit, and not at their next poll.
+SELECT pg_notify('switchyard_due', '');
 
 -- name: let_go_of_key
 -- A job that runs cannot take the latest payload any more, so the next send makes a new one.

@@ -7,9 +7,7 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
-import dramatiq
 import pytest
-from dramatiq import Broker
 from psycopg.errors import DeadlockDetected
 
 import switchyard
@@ -17,52 +15,11 @@ from errors import KeyInUse, OptionError
 from ledger import write
 from ledger.states import State
 from settings import Settings
-from tests.conformance.jobs import gate, note, runs, seen
+from tests.conformance.counting_jobs import HOUR, declare, row, waits_for
+from tests.conformance.jobs import gate, runs, seen
 from tests.conformance.system import System
 from tests.ledger.blocking import Meanwhile
 from tests.rig.waiting import wait_until
-
-HOUR = 3_600_000
-
-
-def declare(broker: Broker) -> SimpleNamespace:
-    """Actors whose jobs have keys of every kind."""
-    actors = SimpleNamespace()
-
-    def actor(**options: Any) -> Any:
-        def register(fn: Any) -> Any:
-            setattr(actors, fn.__name__, dramatiq.actor(broker=broker, **options)(fn))
-            return getattr(actors, fn.__name__)
-
-        return register
-
-    @actor(rate_limit="1/hour", rate_limit_key="customer", rate_limit_cost=lambda customer, weight=1: weight)
-    def hourly(customer: str, weight: int = 1) -> None:
-        note(customer, weight)
-
-    @actor(concurrency=1, concurrency_key="account", fair_key="tenant", fair_weight=lambda account, tenant="": 2)
-    def serial(account: str, tenant: str = "") -> None:
-        note(account, tenant)
-        if not gate(account).wait(30):
-            raise TimeoutError(account)
-
-    @actor(unique_key=("account",))
-    def rebuild(account: str, reason: str = "") -> str:
-        return f"{account} {reason}"
-
-    @actor(unique_key=lambda account: account or None)
-    def some(account: str) -> None:
-        note(account)
-
-    @actor(unique_for=3600, unique_key=("account",))
-    def once_an_hour(account: str, reason: str = "") -> None:
-        note(account, reason)
-
-    @actor()
-    def plain(value: Any) -> Any:
-        return value
-
-    return actors
 
 
 @pytest.fixture(scope="module")
@@ -95,20 +52,6 @@ def b() -> Iterator[str]:
     name = uuid.uuid4().hex[:8]
     yield name
     gate(name).set()
-
-
-def waits_for(system: System, message: Any, reason: str) -> Any:
-    return system.until(message, lambda job: job.wait_reason == reason)
-
-
-def row(system: System, message: Any) -> tuple[Any, ...]:
-    """What the job counts as, and all else that an edit may touch."""
-    (found,) = system.rows(
-        "SELECT unique_key, rate_key, rate_cost, concurrency_key, fair_key, fair_weight, limited, state, payload::text, priority,"
-        " run_at::text, next_publish_at, wait_reason, blocked_on FROM switchyard.job WHERE message_id = %s",
-        message.message_id,
-    )
-    return found
 
 
 def test_what_waits_for_a_rate_goes_when_its_new_arguments_may(system, a, b):

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from ledger import control, read, write
+from ledger import control, read, rekeying, write
 from ledger.control import CancelCount, Change
 from ledger.records import JobControl, NewJob
 from ledger.states import ACTIVE, TERMINAL, WAITING, State
@@ -192,7 +192,7 @@ def test_editing_changes_what_waits_and_nothing_else(ledger, state):
     id_ = add_in(ledger, state)
     before = row(ledger, id_)
 
-    locked = control.lock_waiting(ledger, name_of(ledger, id_))
+    locked = rekeying.lock_waiting(ledger, name_of(ledger, id_))
     done = control.edit(ledger, id_, Change(priority=7, payload='{"args": [1], "kwargs": {}}', tags=["x"]))
 
     assert (done, locked is not None) == (state in WAITING, state in WAITING)

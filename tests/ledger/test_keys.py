@@ -455,6 +455,7 @@ def test_a_debounce_before_a_claim_has_it_run_the_latest(two):
 def test_of_two_debounces_the_later_wins(two):
     first = write.enqueue(two.onlooker, debounced(1, delay=1.0))
     later = {"id": first.id, "key": "u", "payload": '{"args": [3], "kwargs": {}}', "delay": 1.0, "max_wait": 100.0}
+    later |= {"options": None, "limited": False}
 
     two.waits_for(
         lambda: write.enqueue(two.first, debounced(2, delay=60.0, max_wait=100.0)),

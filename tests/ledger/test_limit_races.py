@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 
-from ledger import control, limits, write
-from ledger.control import Change, Keys
+from ledger import control, dead, limits, rekeying, write
+from ledger.control import Change
 from ledger.database import BoundedConnection, Database
 from ledger.records import JobControl
+from ledger.rekeying import Keys
 from ledger.states import State
 from tests.ledger.blocking import Meanwhile, Two, wait_for_lock
 from tests.ledger.factory import age_lease, completed, new_job, token
@@ -201,7 +203,7 @@ def edit_of(connection, id_):
 
     def edit() -> bool:
         with connection.transaction():
-            waiting = control.lock_waiting(connection, name)
+            waiting = rekeying.lock_waiting(connection, name)
             change = Change(payload='{"args": ["b"], "kwargs": {}}', keys=Keys(concurrency_key="work:b"))
             return waiting is not None and control.edit(connection, id_, change)
 
@@ -236,7 +238,7 @@ def test_of_two_edits_the_second_builds_on_the_first(two):
     (id_,) = add_limited(two.first, control=SLOT)
     name = str(fetch(two.first, id_, "message_id"))
 
-    edited, seen = two.waits_for(edit_of(two.first, id_), lambda: control.lock_waiting(two.second, name))
+    edited, seen = two.waits_for(edit_of(two.first, id_), lambda: rekeying.lock_waiting(two.second, name))
 
     assert (edited, seen.payload["args"], seen.concurrency_key) == (True, ["b"], "work:b")
 
@@ -257,3 +259,22 @@ def test_a_decision_takes_the_clock_when_it_has_the_key_and_not_before(two):
     # It starts now and not when it began to wait, so the next one is half a second off.
     assert ids_of(two.onlooker) == []
     assert fetch(two.onlooker, second, "wait_reason") == "rate_limit"
+
+
+def test_of_two_replays_with_other_arguments_one_is_done_and_the_other_finds_none_to_replay(two):
+    (id_,) = add_limited(two.onlooker, control=SLOT)
+    name = str(fetch(two.onlooker, id_, "message_id"))
+    control.cancel(two.onlooker, name)
+
+    def replay(connection, value):
+        with connection.transaction():
+            ended = rekeying.lock_ended(connection, name)
+            payload = json.dumps({"args": [value], "kwargs": {}})
+            keys = Keys(concurrency_key=f"work:{value}")
+            return ended and dead.replay_changed(connection, ended, name, payload=payload, keys=keys, period=None)
+
+    done, refused = two.waits_for(lambda: replay(two.first, "b"), lambda: replay(two.second, "c"))
+
+    assert (done, refused) == (True, None)
+    assert stored(two.first, id_) == ("pending", "work:b", {"args": ["b"], "kwargs": {}})
+    assert fetch(two.first, id_, "generation") == 2

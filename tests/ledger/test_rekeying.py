@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ledger import control, limits, write
-from ledger.control import Change, Keys
+from ledger.control import Change
+from ledger.rekeying import Keys
 from ledger.states import State
 from tests.ledger.factory import completed, relay_due
 from tests.ledger.limiting import add_limited, admit, at_once, fetch, forget, rate

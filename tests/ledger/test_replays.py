@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from ledger import batches, control, dead, write
+from ledger import batches, control, dead, rekeying, write
 from ledger.dead import DeadFilter
 from ledger.records import JobControl, NewBatch
 from ledger.states import State
@@ -37,7 +37,9 @@ def test_a_replay_resets_what_belongs_to_the_generation_before(ledger):
         "UPDATE switchyard.job SET cancel_requested_at = now(), reserved_at = now(), reserved_version = 1, blocked_on = 'k', line = 1.5"
     )
 
-    assert dead.replay(ledger, name_of(ledger, id_), queue="other", payload='{"args": [1], "kwargs": {}}')
+    job = rekeying.lock_ended(ledger, name_of(ledger, id_))
+    changed = {"payload": '{"args": [1], "kwargs": {}}', "keys": None, "period": None}
+    assert dead.replay_changed(ledger, job, name_of(ledger, id_), queue="other", **changed)
 
     stored = row(ledger, id_)
     assert (stored["queue"], stored["payload"], stored["generation"]) == ("other", {"args": [1], "kwargs": {}}, 2)
