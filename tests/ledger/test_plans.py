@@ -332,7 +332,10 @@ ASKED: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
     ),
     "a send with a key": (lambda c: write.enqueue(c, KEYED), {"job_message_id_key"}),
     "a debounced send": (
-        lambda c: c.execute(SQL["debounce"], {"id": 1, "key": "k", "payload": "{}", "delay": 1.0, "max_wait": 10.0}),
+        lambda c: c.execute(
+            SQL["debounce"],
+            {"id": 1, "key": "k", "payload": "{}", "delay": 1.0, "max_wait": 10.0, "options": None, "limited": False},
+        ),
         {"job_pkey"},
     ),
     "expired keys": (lambda c: c.execute(SQL["prune_keys"], {"now": None, "limit": 1_000}), set()),
