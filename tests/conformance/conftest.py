@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -85,3 +86,13 @@ def fresh(make_settings: Callable[..., Settings]) -> Iterator[Callable[..., Syst
     yield make
     for system in reversed(made):
         system.close()
+
+
+@pytest.fixture
+def stranger(system: System) -> Iterator[System]:
+    """A process that knows no actors, as the command line, beside it."""
+    system.activate()
+    other = System(system.settings, declare=lambda broker: SimpleNamespace())
+    yield other
+    other.database.close()
+    system.activate()

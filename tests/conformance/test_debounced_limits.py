@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,16 +25,6 @@ def system(make_settings: Callable[..., Settings]) -> Iterator[System]:
     system = System(make_settings(lease=30.0, sweep=0.2), declare).start(threads=6)
     yield system
     system.close()
-
-
-@pytest.fixture
-def stranger(system: System) -> Iterator[System]:
-    """A process that knows no actors beside it."""
-    system.activate()
-    other = System(system.settings, declare=lambda broker: SimpleNamespace())
-    yield other
-    other.database.close()
-    system.activate()
 
 
 def name() -> str:
