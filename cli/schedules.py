@@ -124,7 +124,7 @@ def create(name: str, actor: str, cron: str, as_json: bool, **fields: Any) -> No
 
     CRON is minute, hour, day of the month, month, day of the week; or six fields with the second first; or @daily and the like:
 
-        switchyard schedules create nightly-eu export_data "30 2 * * *" --timezone Europe/Berlin --args '["eu"]'
+        switchyard schedules create nightly-contacts export_data "30 2 * * *" --timezone Europe/Berlin --args '["contacts"]'
     """
     schedule = switchyard.create_schedule(name, actor, cron, fields.pop("args"), fields.pop("kwargs"), **fields)
     if as_json:

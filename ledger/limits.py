@@ -34,7 +34,7 @@ MAX_PERIOD: Final = 366 * 86_400.0
 
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _WORDS: Final = {"second": 1.0, "minute": 60.0, "hour": 3_600.0, "day": 86_400.0}
-_RATE: Final = re.compile(r"\s*(\d+)\s*/\s*(?:(second|minute|hour|day)s?|(\d+(?:\.\d+)?)\s*(s|m|h|d))\s*")
+_RATE: Final = re.compile(r"\s*(\d+)\s*/\s*(?:(second|minute|hour|day)s?|(\d+(?:\.\d+)?)?\s*(s|m|h|d))\s*")
 
 
 class Rule(NamedTuple):
@@ -91,7 +91,7 @@ class Admitted(NamedTuple):
 
 
 def parse_rate(text: str) -> tuple[int, float]:
-    """Read ``100/minute`` or ``5/30s``: how many in how many seconds.
+    """Read ``100/minute``, ``100/m`` or ``5/30s``: how many in how many seconds.
 
     Raises:
         ValueError: it is no rate; the text says how one is written.
@@ -100,7 +100,7 @@ def parse_rate(text: str) -> tuple[int, float]:
     if match is None:
         raise ValueError(f"{text!r:.50} is no rate; write a number and a period, such as 100/minute, 10/second or 5/30s")
     amount = int(match[1])
-    period = _WORDS[match[2]] if match[2] else float(match[3]) * _UNITS[match[4]]
+    period = _WORDS[match[2]] if match[2] else float(match[3] or 1) * _UNITS[match[4]]
     if not 1 <= amount <= MAX_AMOUNT:
         raise ValueError(f"{text!r:.50} allows {amount}; write a number from 1 to {MAX_AMOUNT:,}")
     if not 0 < period <= MAX_PERIOD:

@@ -44,8 +44,8 @@ def spread(values: Sequence[float], digits: int = 0) -> str:
 
 
 def ratio(values: Sequence[float], base: Sequence[float]) -> str:
-    """How many times the median of ``base`` the median of ``values`` is."""
-    return f"{median(values) / median(base):.2f} x" if values and base else ""
+    """How many times the median of ``base`` the median of ``values`` is; nothing where one of them is nothing."""
+    return f"{median(values) / median(base):.2f} x" if values and base and median(base) else ""
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -92,7 +92,9 @@ WHERE r.version = %(version)s
 RETURNING queue;
 
 -- name: enter_decided
--- With it, what was decided for counts as the last that entered, so that it holds when processes declare it, now or later.
+-- With it, what was decided for counts as the last that entered, so that it holds when processes declare it, now or later. What was said
+-- for it before counts no more: those who live say it again within a lease, and those who have just ended would otherwise make of the
+-- decision a route like any other, which ends with what is left of their lease.
 INSERT INTO switchyard.declaration AS d (queue, broker, entered_at, until)
 SELECT
     %(queue)s, %(broker)s,
@@ -100,7 +102,7 @@ SELECT
         clock_timestamp(), (SELECT max(e.entered_at) + interval '1 us' FROM switchyard.declaration AS e WHERE e.queue = %(queue)s)
     ),
     clock_timestamp() - interval '1 s'
-ON CONFLICT (queue, broker) DO UPDATE SET entered_at = excluded.entered_at;
+ON CONFLICT (queue, broker) DO UPDATE SET entered_at = excluded.entered_at, until = least(d.until, excluded.until);
 
 -- name: pending_places
 -- Which queues have pending rows last published to which broker: one index probe for each pair, however many rows there are. What is

@@ -186,6 +186,7 @@ def test_keys_that_nobody_asks_for_are_forgotten(ledger):
         ("7/2h", (7, 7_200.0)),
         ("9/day", (9, 86_400.0)),
         ("3/0.5s", (3, 0.5)),
+        ("50/s", (50, 1.0)),
         ("10/hours", (10, 3_600.0)),
     ],
 )

@@ -180,6 +180,22 @@ def test_an_operators_word_becomes_a_route_like_any_other_when_processes_follow_
     assert present.beat("old", "redis") == [(EVERY_QUEUE, "redis")]
 
 
+def test_an_operators_word_outlives_processes_that_declared_the_same_and_have_just_ended(present):
+    present.beat("old, ends now", "redis")
+    present.seconds += 1
+    present.beat("new", "rabbitmq")
+    decide(present, "rabbitmq", "redis")
+
+    # Within what would have been left of the lease of the one that ended, and long after.
+    for seconds in (1, 5, LEASE, LEASE):
+        present.seconds += seconds
+        assert present.beat("new", "rabbitmq") == []
+    assert (present.route(), routes.routes(present.ledger)[0].overruled) == ("redis", ["rabbitmq"])
+    # Once somebody follows, it is a route like any other.
+    present.beat("back", "redis")
+    assert (present.route(), routes.routes(present.ledger)[0].overruled) == ("redis", [])
+
+
 def test_an_operators_word_for_what_a_fleet_declares_already_is_not_taken_back_by_the_other(present):
     present.beat("b", "rabbitmq")
     present.seconds += 1
