@@ -22,14 +22,14 @@ def pytest_runtest_call(item: pytest.Function) -> None:
             value.activate()
 
 
-@pytest.fixture(scope="session", params=brokers.TRANSPORTS)
+@pytest.fixture(scope="package", params=brokers.TRANSPORTS)
 def broker_name(request: pytest.FixtureRequest) -> str:
-    """Every case runs once per broker; session-wide, so that the cases of one broker run together."""
+    """Every case runs once per broker; for the whole folder, so that the cases of one broker run together, and their system ends with it."""
     name: str = request.param
     return name
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def make_settings(
     request: pytest.FixtureRequest, broker_name: str, databases: Databases, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Settings]]:
@@ -52,13 +52,13 @@ def make_settings(
         databases.drop(url)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def settings(make_settings: Callable[..., Settings]) -> Settings:
     """The settings of the shared system."""
     return make_settings()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shared_system(settings: Settings) -> Iterator[System]:
     """The running system; use ``system``."""
     system = System(settings)

@@ -80,7 +80,7 @@ def test_a_pending_job_is_snoozed_and_its_trigger_leads_to_nothing(system, key, 
 
 
 def test_a_raised_priority_counts_at_once(system, key, plugged):
-    messages = [system.jobs.echo.send_with_options(args=(key, number), priority=50) for number in range(6)]
+    messages = [system.jobs.echo.send_with_options(args=(key, number), priority=50) for number in range(12)]
 
     # Two may have been claimed for the thread already: the last one has not.
     assert switchyard.edit(messages[-1], priority=-50)
@@ -91,9 +91,10 @@ def test_a_raised_priority_counts_at_once(system, key, plugged):
 
     plugged()
     found = order(system, key, messages)
-    assert found.index(5) <= 1
+    # On RabbitMQ those that were pushed to the receiver between two of these short jobs may start before it: see ADR 24.
+    assert found.index(11) <= (3 if system.settings.broker == "rabbitmq" else 1), found
     # What a worker of RabbitMQ gives back may have changed places by then.
-    assert sorted(value for value in found if value != 5) == [0, 1, 2, 3, 4]
+    assert sorted(found) == list(range(12))
 
 
 def test_a_lowered_priority_holds_for_what_was_not_published_yet(system, key):
