@@ -79,20 +79,24 @@ def test_a_pending_job_is_snoozed_and_its_trigger_leads_to_nothing(system, key, 
     assert system.ended(message).state is State.COMPLETED
 
 
-def test_a_raised_priority_counts_at_once(system, key, plugged):
+def test_a_raised_priority_counts_at_once(system, key, plugged, monkeypatch):
+    publisher, arrived = system.broker.publisher, []
+    note = publisher._published
+    monkeypatch.setattr(publisher, "_published", lambda name, batch: arrived.extend(t.job_id for t in batch) or note(name, batch))
     messages = [system.jobs.echo.send_with_options(args=(key, number), priority=50) for number in range(12)]
 
-    # Two may have been claimed for the thread already: the last one has not.
+    # Some may have been claimed for the thread already: the last one has not.
     assert switchyard.edit(messages[-1], priority=-50)
-    wait_until(
-        lambda: not system.rows("SELECT 1 FROM switchyard.job WHERE priority = -50 AND state = 'pending' AND publish_count < 0"),
-        20, "it is published again",
-    )  # fmt: skip
+    if system.settings.broker != "postgres":
+        ((raised,),) = system.rows("SELECT id FROM switchyard.job WHERE message_id = %s", messages[-1].message_id)
+        # Not by its row, which says so before the publisher has sent it.
+        wait_until(lambda: arrived.count(raised) == 2, 20, "it is published again")
+    claimed = system.rows("SELECT 1 FROM switchyard.job WHERE priority = 50 AND state = 'running'")
 
     plugged()
     found = order(system, key, messages)
     # On RabbitMQ those that were pushed to the receiver between two of these short jobs may start before it: see ADR 24.
-    assert found.index(11) <= (3 if system.settings.broker == "rabbitmq" else 1), found
+    assert found.index(11) <= len(claimed) + (5 if system.settings.broker == "rabbitmq" else 0), found
     # What a worker of RabbitMQ gives back may have changed places by then.
     assert sorted(found) == list(range(12))
 

@@ -311,7 +311,7 @@ def test_a_higher_priority_starts_first_also_across_claims(fresh):
 
     # Ahead of something better. On RabbitMQ those that were pushed to the receiver between two of these short jobs may be: see ADR 24.
     early = [job for at, job in enumerate(jobs.seen[key]) if min(jobs.seen[key][at:]) < job]
-    assert len(early) <= (3 if system.settings.broker == "rabbitmq" else 0), jobs.seen[key]
+    assert len(early) <= (5 if system.settings.broker == "rabbitmq" else 0), jobs.seen[key]
 
 
 def _until_published(system, queue, count):
