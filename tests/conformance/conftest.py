@@ -24,7 +24,7 @@ def pytest_runtest_call(item: pytest.Function) -> None:
 
 @pytest.fixture(scope="package", params=brokers.TRANSPORTS)
 def broker_name(request: pytest.FixtureRequest) -> str:
-    """Every case runs once per broker; for the whole folder, so that the cases of one broker run together, and their system ends with it."""
+    """Every case runs once per broker; of the folder's scope, so that those of one broker run together and their system ends with it."""
     name: str = request.param
     return name
 
