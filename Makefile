@@ -7,8 +7,8 @@
 
 PYTHON ?= python3
 ARGS ?=
-# Three processes share the tests, which mostly wait (tests/rig/parallel.py); of those that crash, two are replaced.
-PROCESSES ?= 3
+# Four processes share the tests, which mostly wait (tests/rig/parallel.py); of those that crash, two are replaced.
+PROCESSES ?= 4
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

@@ -101,7 +101,7 @@ def declare(broker: Broker) -> SimpleNamespace:
     return actors
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shared_limits(make_settings: Callable[..., Any]) -> Iterator[System]:
     system = System(make_settings(queue_concurrency={"narrow": 1}), declare)
     count_steps(system)

@@ -1,9 +1,9 @@
-"""Which tests may run at the same time, in two or more pytest processes that pytest-xdist starts (``pytest -n 3``).
+"""Which tests may run at the same time, in two or more pytest processes that pytest-xdist starts (``pytest -n 4``).
 
 A unit is a folder of tests; the conformance suite is one unit per broker, and the acceptance tests, which take longest and share nothing
 but servers, are one per file. A unit's tests run in one process and in their order, so that what they share is made once and a failure
 that depends on the order comes back; a process that has nothing left takes the next unit. The longest units come first, so that the
-processes end at about the same time. Most tests wait, for leases, servers and processes, more than they compute: three pytest processes
+processes end at about the same time. Most tests wait, for leases, servers and processes, more than they compute: four pytest processes
 fill two processors. Every process has servers of its own. A process that crashes is a failure of the test it was at, and another takes
 its place.
 """
@@ -25,8 +25,9 @@ _BROKER = re.compile(r"\[(?:.*-)?(postgres|redis|rabbitmq)\b")
 
 #: The units that take longest, in the order in which they are begun; the others follow in the order of their names.
 _LONGEST = (
-    "faults", "acceptance demo", "acceptance processes", "acceptance supervisor", "brokers", "acceptance outages", "acceptance watchdog",
-    "conformance redis", "conformance rabbitmq", "conformance postgres", "acceptance switch", "acceptance senders", "actors",
+    "faults", "conformance redis", "cli", "conformance rabbitmq", "loadtest", "conformance postgres", "ledger", "acceptance processes",
+    "brokers", "keeper", "acceptance supervisor", "acceptance outages", "acceptance watchdog", "acceptance demo", "acceptance switch",
+    "acceptance up", "runtime", "acceptance pgbouncer", "actors",
 )  # fmt: skip
 
 
