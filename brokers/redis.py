@@ -4,6 +4,7 @@
     <prefix>:{q}           the sequence
     <prefix>:epoch         the name of this life of the server's data, made by the first keeper that finds none
     <prefix>:dead          sorted set: the latest dead letters as JSON, by the Unix time of death in milliseconds
+    <prefix>:ledgers       hash: the keepers that watch over the prefix, by name, with until when that counts (brokers.presence)
 
 A trigger can be in its set once only: publishing it again keeps its place (or moves it forward when its priority was raised).
 Taking one removes it at once, so a worker that dies between taking and claiming loses the trigger, and the relay publishes it
@@ -25,6 +26,9 @@ from uuid import uuid4
 
 from redis.exceptions import NoPermissionError, ResponseError
 
+from brokers.presence import Presence
+from brokers.presence import decode as decode_presence
+from brokers.presence import encode as encode_presence
 from brokers.redis_link import Call, Link, Script
 from brokers.refusals import Refusals
 from brokers.transport import (
@@ -56,6 +60,7 @@ _MIN_BLOCK = 0.002
 _PUBLISH = Script("publish.lua")
 _TAKE = Script("take.lua")
 _MISSING = Script("missing.lua")
+_PRESENT = Script("present.lua")
 
 
 def queue_key(prefix: str, queue: str) -> str:
@@ -76,6 +81,11 @@ def epoch_key(prefix: str) -> str:
 def dead_key(prefix: str) -> str:
     """The key of the dead letters' sorted set."""
     return f"{prefix}:dead"
+
+
+def presence_key(prefix: str) -> str:
+    """The key of the hash of those who watch."""
+    return f"{prefix}:ledgers"
 
 
 class RedisTransport(Transport):
@@ -126,8 +136,21 @@ class RedisTransport(Transport):
         """Those whose key holds something else or is forbidden. Raises: TransportDown."""
         return _refused(self._link, self.settings.broker_prefix, queues)
 
+    @property
+    def place(self) -> str:
+        """Host, port and database, or the socket's path."""
+        return self._link.place
+
+    def presence(self, keeper: str) -> Presence | None:
+        """Its field of the hash, unless its time is over. Raises: TransportDown."""
+        clock, field = self._link.run([("TIME",), ("HGET", presence_key(self.settings.broker_prefix), keeper)])
+        seconds, microseconds = self._link.checked(clock)
+        until, _, text = (self._link.checked(field) or b"").partition(b" ")
+        counts = until.isdigit() and int(until) > int(seconds) * 1000 + int(microseconds) // 1000
+        return decode_presence(text) if counts else None
+
     def close(self) -> None:
-        """Close what ``depth`` opened."""
+        """Close what ``depth`` and ``presence`` opened."""
         self._link.close()
 
 
@@ -311,6 +334,12 @@ class RedisInspector(Inspector):
             if not _refusal(queue, queue_key(self._prefix, queue), reply):
                 missing += [triggers[at - 1].job_id for at in self._link.checked(reply)]
         return missing
+
+    def meet(self, own: Presence) -> list[Presence]:
+        """One script; see ``Inspector.meet``. Raises: TransportDown."""
+        arguments = (own.keeper, encode_presence(own), round(own.seconds * 1000))
+        (reply,) = self._link.call(_PRESENT, [((presence_key(self._prefix),), arguments)])
+        return [presence for text in self._link.checked(reply) if (presence := decode_presence(text))]
 
     def close(self) -> None:
         """Close the connection, quietly."""

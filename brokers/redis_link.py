@@ -58,6 +58,10 @@ class Link:
             "retry": Retry(NoBackoff(), 0),
             "health_check_interval": 0,
         }
+        #: Where it leads, for people.
+        self.place = str(
+            options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}/{options.get('db', 0)}"
+        )
         try:
             self._connection = kind(**options)
         except TypeError:
