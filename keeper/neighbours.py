@@ -83,6 +83,10 @@ class Neighbours:
         """The ledgers beside the own one, for people."""
         return tuple(sorted({met.presence.ledger for met in self._met.values() if met.beats >= PROOF}))
 
+    def forget(self) -> None:
+        """Another keeper of this ledger watches: what is heard while that lasts proves nothing."""
+        self._watched_at = -inf
+
     def turn(self, inspector: Inspector, watched_at: float) -> None:
         """Say that this keeper watches, and hear who else does; at most every half a sweep.
 

@@ -105,6 +105,7 @@ class Watch:
         watching = sent.watch(connection, broker, self._name, self._counts)
         if watching is None:
             self._forget()
+            self._neighbours.forget()
             self._inspector.close()
             return 0, False
         try:
