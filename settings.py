@@ -110,7 +110,7 @@ class Settings(BaseSettings):
     broker_prefix: str = Field(
         default="switchyard",
         description="first part of every Redis key and RabbitMQ queue name; systems that share a Redis database or a vhost need one each, "
-        "or their jobs start late, since each takes the triggers of the others",
+        "or their jobs start late, since each takes the triggers of the others (logged as an error; `switchyard status`: prefix_shared)",
         pattern=r"^[A-Za-z0-9_-]{1,40}$",
     )
     pgbouncer: bool = Field(

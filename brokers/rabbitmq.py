@@ -2,6 +2,7 @@
 
     <prefix>.<queue>.p10             classic queue, x-max-priority 10; message "<job id> <actor>", persistent, priority 9 - band
     <prefix>.<queue>.epoch.<name>    an exchange that nothing is published to; it goes when its queue goes (brokers.rabbitmq_inspector)
+    <prefix>.ledgers                 who watches over the prefix (brokers.rabbitmq_presence)
     <prefix>.dead                    the latest dead letters, as JSON, for whoever watches there (brokers.rabbitmq_dead_letters)
 
 Sender and receiver declare the queues they use once per connection, so an empty vhost, a wiped one or a deleted queue heals by
@@ -28,8 +29,10 @@ from typing import Any
 from pika import BasicProperties, URLParameters
 
 from brokers.amqp import Link, ask, declare, opened, queue_name, refused_queue, use, waiting_in
+from brokers.presence import Presence
 from brokers.rabbitmq_dead_letters import dead_queue, put_dead
 from brokers.rabbitmq_inspector import RabbitmqInspector
+from brokers.rabbitmq_presence import find_presence
 from brokers.refusals import Refusals
 from brokers.subscription import Subscription
 from brokers.transport import (
@@ -74,10 +77,11 @@ class RabbitmqTransport(Transport):
         super().__init__(settings)
         self._link: Link | None = None
         try:
-            URLParameters(settings.rabbitmq_url.get_secret_value())
+            parameters = URLParameters(settings.rabbitmq_url.get_secret_value())
         except ValueError:
             # The cause is left out, because it quotes the URL, which may hold a password.
             raise SettingsError("RABBITMQ_URL", "write amqp://user:password@host:port/vhost") from None
+        self._place = f"{parameters.host}:{parameters.port}, virtual host {parameters.virtual_host}"
 
     def sender(self) -> RabbitmqSender:
         """A new publishing side."""
@@ -126,6 +130,15 @@ class RabbitmqTransport(Transport):
         finally:
             link.close()
         return found
+
+    @property
+    def place(self) -> str:
+        """Host, port and virtual host."""
+        return self._place
+
+    def presence(self, keeper: str) -> Presence | None:
+        """Look for its message, again where it may be hidden for a moment. Raises: TransportDown."""
+        return find_presence(self.settings.rabbitmq_url.get_secret_value(), self.settings.broker_prefix, keeper)
 
     def close(self) -> None:
         """Close what ``depth`` opened."""

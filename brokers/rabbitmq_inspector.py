@@ -21,6 +21,8 @@ from uuid import uuid4
 from pika import BasicProperties
 
 from brokers.amqp import Link, ask, ask_if_there, declare, opened, queue_name, refused_queue, waiting_in
+from brokers.presence import Presence
+from brokers.rabbitmq_presence import be_present
 from brokers.transport import BANDS, Inspector, Mark, QueueRefused, Sent, TransportDown, band
 from brokers.wire import encode_mark
 from settings import Settings
@@ -66,6 +68,10 @@ class RabbitmqInspector(Inspector):
         return [
             trigger.job_id for trigger in sent if trigger.at + slack < reached.get((trigger.queue, band(trigger.priority)), 0.0)
         ]
+
+    def meet(self, own: Presence) -> list[Presence]:
+        """By a queue of one message each; see ``Inspector.meet``. Raises: TransportDown."""
+        return self._asking(lambda link: be_present(link, self._prefix, own))
 
     def close(self) -> None:
         """Close the connection, quietly."""

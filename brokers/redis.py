@@ -4,6 +4,7 @@
     <prefix>:{q}           the sequence
     <prefix>:epoch         the name of this life of the server's data, made by the first keeper that finds none
     <prefix>:dead          sorted set: the latest dead letters as JSON, by the Unix time of death in milliseconds
+    <prefix>:ledgers       hash: the keepers that watch over the prefix, by name, with until when that counts (brokers.presence)
 
 A trigger can be in its set once only: publishing it again keeps its place (or moves it forward when its priority was raised).
 Taking one removes it at once, so a worker that dies between taking and claiming loses the trigger, and the relay publishes it
@@ -12,25 +13,23 @@ again. Nothing here is worth a backup: after a FLUSHALL the relay fills the sets
 An idle receiver blocks in BZPOPMIN over the queues themselves and needs no separate wake-up key. All keys share the hash tag
 {q}, so that every script stays within one slot; a Redis Cluster answers MOVED, which is TransportDown: it is refused, not served
 wrongly. A queue whose key holds something else, or is forbidden to our user, is set aside alone (``brokers.refusals``); Redis does
-not say which of several keys it refuses, so each is asked for then. Nothing is repeated behind the caller's back: a script whose
-reply was lost may have run, and is reported as such.
+not say which of several keys it refuses, so each is asked for then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from hashlib import sha1
 from itertools import groupby
-from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 from uuid import uuid4
 
-from redis.backoff import NoBackoff
-from redis.connection import Connection, parse_url
-from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
-from redis.retry import Retry
+from redis.exceptions import NoPermissionError, ResponseError
 
+from brokers.presence import Presence
+from brokers.presence import decode as decode_presence
+from brokers.presence import encode as encode_presence
+from brokers.redis_link import Call, Link, Script
 from brokers.refusals import Refusals
 from brokers.transport import (
     SOCKET_TIMEOUT,
@@ -47,7 +46,6 @@ from brokers.transport import (
     band,
 )
 from brokers.wire import decode, encode
-from errors import SettingsError
 from ledger.dead import DeadNotice
 from runtime.triggers import Outgoing
 from settings import Settings
@@ -59,22 +57,10 @@ DEAD_KEPT = 10_000
 #: Shortest one, in seconds. Redis reads less than a millisecond as 0, which means for ever.
 _MIN_BLOCK = 0.002
 
-
-class _Script:
-    """A Lua script beside this module, called by its digest."""
-
-    def __init__(self, file: str) -> None:
-        self.source = (Path(__file__).parent / "lua" / file).read_bytes()
-        # Redis names scripts by SHA-1; nothing secret hangs on it.
-        self.digest = sha1(self.source, usedforsecurity=False).hexdigest()
-
-
-_PUBLISH = _Script("publish.lua")
-_TAKE = _Script("take.lua")
-_MISSING = _Script("missing.lua")
-
-#: What one call gives a script: its keys, and its arguments.
-_Call = tuple[Sequence[str], Sequence[Any]]
+_PUBLISH = Script("publish.lua")
+_TAKE = Script("take.lua")
+_MISSING = Script("missing.lua")
+_PRESENT = Script("present.lua")
 
 
 def queue_key(prefix: str, queue: str) -> str:
@@ -97,6 +83,11 @@ def dead_key(prefix: str) -> str:
     return f"{prefix}:dead"
 
 
+def presence_key(prefix: str) -> str:
+    """The key of the hash of those who watch."""
+    return f"{prefix}:ledgers"
+
+
 class RedisTransport(Transport):
     """Triggers through Redis. See the module's text for keys and guarantees."""
 
@@ -106,7 +97,7 @@ class RedisTransport(Transport):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self._link = _Link(settings)
+        self._link = Link(settings)
 
     def sender(self) -> RedisSender:
         """A new publishing side."""
@@ -122,7 +113,7 @@ class RedisTransport(Transport):
 
     def put_dead(self, notices: Sequence[DeadNotice]) -> None:
         """Add them to the sorted set; one that is in it already stays one. Raises: TransportDown."""
-        key, link = dead_key(self.settings.broker_prefix), _Link(self.settings)
+        key, link = dead_key(self.settings.broker_prefix), Link(self.settings)
         scored = [part for notice in notices for part in (int(notice.died_at.timestamp() * 1000), notice.text)]
         try:
             for reply in link.run([("ZADD", key, *scored), ("ZREMRANGEBYRANK", key, 0, -DEAD_KEPT - 1)] if scored else []):
@@ -145,8 +136,21 @@ class RedisTransport(Transport):
         """Those whose key holds something else or is forbidden. Raises: TransportDown."""
         return _refused(self._link, self.settings.broker_prefix, queues)
 
+    @property
+    def place(self) -> str:
+        """Host, port and database, or the socket's path."""
+        return self._link.place
+
+    def presence(self, keeper: str) -> Presence | None:
+        """Its field of the hash, unless its time is over. Raises: TransportDown."""
+        clock, field = self._link.run([("TIME",), ("HGET", presence_key(self.settings.broker_prefix), keeper)])
+        seconds, microseconds = self._link.checked(clock)
+        until, _, text = (self._link.checked(field) or b"").partition(b" ")
+        counts = until.isdigit() and int(until) > int(seconds) * 1000 + int(microseconds) // 1000
+        return decode_presence(text) if counts else None
+
     def close(self) -> None:
-        """Close what ``depth`` opened."""
+        """Close what ``depth`` and ``presence`` opened."""
         self._link.close()
 
 
@@ -155,7 +159,7 @@ class RedisSender(Sender):
 
     def __init__(self, settings: Settings) -> None:
         self._prefix = settings.broker_prefix
-        self._link = _Link(settings)
+        self._link = Link(settings)
         self._refusals = Refusals(RedisTransport.name, "publish")
 
     def publish(self, batch: Sequence[Outgoing]) -> list[int]:
@@ -218,7 +222,7 @@ class RedisReceiver(Receiver):
 
     def __init__(self, settings: Settings) -> None:
         self._prefix = settings.broker_prefix
-        self._link = _Link(settings)
+        self._link = Link(settings)
         self._turn = 0
         self._refusals = Refusals(RedisTransport.name, "consume")
 
@@ -298,7 +302,7 @@ class RedisInspector(Inspector):
 
     def __init__(self, settings: Settings) -> None:
         self._prefix = settings.broker_prefix
-        self._link = _Link(settings)
+        self._link = Link(settings)
 
     def epoch(self, queue: str, known: str | None) -> str:
         """The name of this life; see ``Inspector.epoch``. Raises: TransportDown."""
@@ -321,7 +325,7 @@ class RedisInspector(Inspector):
         queues: dict[str, list[Sent]] = {}
         for trigger in sent:
             queues.setdefault(trigger.queue, []).append(trigger)
-        calls: list[_Call] = [
+        calls: list[Call] = [
             ((queue_key(self._prefix, queue),), ("\0".join([encode(trigger.job_id, trigger.actor) for trigger in triggers]),))
             for queue, triggers in queues.items()
         ]
@@ -331,101 +335,15 @@ class RedisInspector(Inspector):
                 missing += [triggers[at - 1].job_id for at in self._link.checked(reply)]
         return missing
 
+    def meet(self, own: Presence) -> list[Presence]:
+        """One script; see ``Inspector.meet``. Raises: TransportDown."""
+        arguments = (own.keeper, encode_presence(own), round(own.seconds * 1000))
+        (reply,) = self._link.call(_PRESENT, [((presence_key(self._prefix),), arguments)])
+        return [presence for text in self._link.checked(reply) if (presence := decode_presence(text))]
+
     def close(self) -> None:
         """Close the connection, quietly."""
         self._link.close()
-
-
-class _Link:
-    """One connection to Redis, used by one thread: connects by itself, repeats nothing, answers errors with TransportDown."""
-
-    def __init__(self, settings: Settings) -> None:
-        try:
-            options: dict[str, Any] = parse_url(settings.redis_url.get_secret_value())  # type: ignore[no-untyped-call]
-        except ValueError:
-            # The cause is left out, because it quotes the URL, which may hold a password.
-            raise SettingsError("REDIS_URL", "write redis://user:password@host:port/database") from None
-        kind = options.pop("connection_class", Connection)
-        # What is meant for a pool of connections, which this is not.
-        for name in ("max_connections", "timeout"):
-            options.pop(name, None)
-        # RESP2 needs no HELLO and is what every Redis and every release of the driver speaks alike.
-        options |= {
-            "protocol": 2,
-            "decode_responses": False,
-            "socket_timeout": SOCKET_TIMEOUT,
-            "socket_connect_timeout": SOCKET_TIMEOUT,
-            # A repeated script would have run twice: what becomes of a lost reply is for the caller to say.
-            "retry": Retry(NoBackoff(), 0),
-            "health_check_interval": 0,
-        }
-        try:
-            self._connection = kind(**options)
-        except TypeError:
-            raise SettingsError("REDIS_URL", "what follows the ? is no parameter of a connection to Redis") from None
-        self._used = False
-
-    def run(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Send the commands in one write and read all replies; a refused command's reply is its ResponseError.
-
-        Raises: TransportDown: the connection broke, so that it is unknown which of the commands were executed.
-        """
-        connection = self._connection
-        self._drop_if_closed()
-        try:
-            connection.send_packed_command(connection.pack_commands(commands))
-            replies = [self._read() for _ in commands]
-            self._used = True
-            return replies
-        except (RedisError, OSError) as error:
-            self.close()
-            raise TransportDown(RedisTransport.name, str(error) or type(error).__name__) from error
-        except BaseException:
-            # An exception from outside (a signal) between request and reply: the next reader must not get this reply.
-            self.close()
-            raise
-
-    def one(self, command: tuple[Any, ...]) -> Any:
-        """Run one command. Raises: TransportDown: also when it was refused."""
-        return self.checked(self.run([command])[0])
-
-    def call(self, script: _Script, calls: Sequence[_Call]) -> list[Any]:
-        """Run a script once per call, as ``run`` does. After a restart Redis does not know it: then the source goes along."""
-        replies = self.run([("EVALSHA", script.digest, len(keys), *keys, *arguments) for keys, arguments in calls])
-        unknown = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-        if unknown:
-            again = self.run([("EVAL", script.source, len(calls[at][0]), *calls[at][0], *calls[at][1]) for at in unknown])
-            for at, reply in zip(unknown, again, strict=True):
-                replies[at] = reply
-        return replies
-
-    def checked(self, reply: Any) -> Any:
-        """The reply, unless it is an error. Raises: TransportDown: and reconnects next time, perhaps to a new primary."""
-        if isinstance(reply, ResponseError):
-            self.close()
-            raise TransportDown(RedisTransport.name, str(reply)) from reply
-        return reply
-
-    def close(self) -> None:
-        """Disconnect, quietly; the next command connects anew."""
-        self._connection.disconnect()
-        self._used = False
-
-    def _drop_if_closed(self) -> None:
-        """Notice a restart, or Redis' own idle time-out, before the commands are sent and their fate is unknown."""
-        if self._used:
-            try:
-                closed = self._connection.can_read()
-            except (RedisError, OSError):
-                closed = True
-            if closed:
-                self.close()
-
-    def _read(self) -> Any:
-        try:
-            return self._connection.read_response()
-        except ResponseError as error:
-            return error
 
 
 def _refusal(queue: str, key: str, reply: Any) -> QueueRefused | None:
@@ -441,7 +359,7 @@ def _refusal(queue: str, key: str, reply: Any) -> QueueRefused | None:
     return None
 
 
-def _refused(link: _Link, prefix: str, queues: Sequence[str]) -> list[QueueRefused]:
+def _refused(link: Link, prefix: str, queues: Sequence[str]) -> list[QueueRefused]:
     """Which of these queues Redis refuses, each asked for alone, while it takes others. Raises: TransportDown."""
     keys = [queue_key(prefix, queue) for queue in queues]
     # A script wants all that may be done to a key, even where it takes nothing; the other one reads what is there.
@@ -454,7 +372,7 @@ def _refused(link: _Link, prefix: str, queues: Sequence[str]) -> list[QueueRefus
     return found
 
 
-def _ask_again(link: _Link, prefix: str, refusals: Refusals) -> None:
+def _ask_again(link: Link, prefix: str, refusals: Refusals) -> None:
     """Ask for refused queues whose time has come. Raises: TransportDown."""
     due = refusals.due()
     if due:

@@ -12,6 +12,7 @@ order by priority band, and an honest report of what it could not publish.
     keeper thread (one of the fleet at a time)
       Inspector.epoch(queue, known)   is it still the broker that the ledger's triggers went to?
       Inspector.lost(sent, passed)    which of these triggers are gone?
+      Inspector.meet(own)             who else watches over this prefix?
 
 A queue that the broker refuses while it serves others (declared otherwise by hand, forbidden to our user) is set aside alone: senders name
 it in ``refused()``, receivers go on with the rest, inspectors answer ``QueueRefused``. Each asks for it again by itself, with back-off
@@ -30,6 +31,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Final, NamedTuple
 
+from brokers.presence import Presence
 from ledger.dead import DeadNotice
 from runtime.enlist import DUE_CHANNEL
 from runtime.triggers import Outgoing, PublishFailed
@@ -202,6 +204,14 @@ class Inspector(ABC):
         """
 
     @abstractmethod
+    def meet(self, own: Presence) -> list[Presence]:
+        """Say in the broker that this keeper watches over BROKER_PREFIX; it goes by itself after ``own.seconds``.
+
+        Returns what others said there and still counts. One look may miss somebody. Raises: TransportDown: also when the broker refuses
+        this question alone, which is no reason to think it away.
+        """
+
+    @abstractmethod
     def close(self) -> None:
         """Close the connection, quietly."""
 
@@ -278,9 +288,18 @@ class Transport(ABC):
         taking anything. Raises: TransportDown."""
         return []
 
+    @property
+    def place(self) -> str:
+        """Where the broker is, for people, without user and password: ``localhost:6379/0``."""
+        return self.name
+
+    def presence(self, keeper: str) -> Presence | None:
+        """What the keeper of this name said of itself with ``Inspector.meet``; None: nothing that still counts. Raises: TransportDown."""
+        return None
+
     @abstractmethod
     def close(self) -> None:
-        """Close what ``depth`` opened."""
+        """Close what ``depth`` and ``presence`` opened."""
 
 
 #: Where a band ends: the first band holds every priority below the first bound, and so on. Around 0 the bands are one priority

@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from brokers import TRANSPORTS, make_transport
-from brokers.transport import QueueRefused, TransportDown
+from brokers.transport import QueueRefused, Transport, TransportDown
 from cli.moments import span
 from cli.plain import say_json
 from cli.tables import Listing, listing, print_listing
 from cli.terminal import console
 from errors import SettingsError
+from keeper.neighbours import ADVICE
+from ledger import sent
 from ledger.brokers import BrokerUse, broker_uses
 from ledger.database import Database
 from ledger.routes import EVERY_QUEUE, Route
@@ -27,16 +29,18 @@ class Depth:
     reason: str | None = None
     #: The queues that it refuses while it takes others.
     refused: Sequence[QueueRefused] = ()
+    #: Other ledgers that use it with the same BROKER_PREFIX, as the keeper that watches over it has found.
+    others: Sequence[str] = ()
 
 
 def run_status(settings: Settings, *, as_json: bool) -> None:
     """Print the table, or one JSON object. Raises: LedgerUnavailable."""
     database = Database(settings.database_url.get_secret_value(), pgbouncer=settings.pgbouncer)
     try:
-        uses, queues = database.run(lambda connection: broker_uses(connection, TRANSPORTS))
+        (uses, queues), keepers = database.run(lambda connection: (broker_uses(connection, TRANSPORTS), sent.keepers(connection)))
     finally:
         database.close()
-    depths = {use.name: depth_of(use.name, queues, settings) for use in uses}
+    depths = {use.name: depth_of(use.name, queues, settings, keepers.get(use.name)) for use in uses}
     if as_json:
         say_json({"brokers": [_plain(use, depths[use.name]) for use in uses]})
         return
@@ -54,6 +58,21 @@ def run_status(settings: Settings, *, as_json: bool) -> None:
                 f"{use.name} refuses the queue {refused.queue}: {refused.reason}. {capitalised(refused.advice)}.",
                 style="yellow", markup=False, highlight=False,
             )  # fmt: skip
+        if depth.others:
+            console().print(
+                f"{shared(use.name, depth.others, settings)}. {capitalised(ADVICE)}.",
+                style="yellow",
+                markup=False,
+                highlight=False,
+            )
+
+
+def shared(name: str, others: Sequence[str], settings: Settings) -> str:
+    """That other ledgers use a broker with the same prefix."""
+    return (
+        f"{name} at {make_transport(name, settings).place} carries triggers of other ledgers under the same BROKER_PREFIX, "
+        f"{settings.broker_prefix}: {', '.join(others)}. Each system takes the other's triggers, so jobs of both start late"
+    )
 
 
 def capitalised(text: str) -> str:
@@ -74,18 +93,32 @@ def _concerns(use: BrokerUse) -> bool:
     return bool(use.routes or use.pending or use.declared_by or use.consumed_by or use.epoch)
 
 
-def depth_of(name: str, queues: Sequence[str], settings: Settings) -> Depth:
-    """Ask a broker how many triggers of these queues it holds; an answer also says that it can be reached."""
+def depth_of(name: str, queues: Sequence[str], settings: Settings, keeper: str | None) -> Depth:
+    """Ask a broker how many triggers of these queues it holds; an answer also says that it can be reached.
+
+    Parameters:
+        keeper: who watches over it, and has told it of other ledgers that it met there; None: nobody.
+    """
     try:
         transport = make_transport(name, settings)
     except SettingsError as error:
         return Depth(None, error.reason)
     try:
-        return Depth(sum(transport.depth(queues).values()), refused=transport.refusals(queues))
+        triggers, refused = sum(transport.depth(queues).values()), transport.refusals(queues)
+        return Depth(triggers, refused=refused, others=_others(transport, keeper))
     except TransportDown as error:
         return Depth(None, str(error).splitlines()[0])
     finally:
         transport.close()
+
+
+def _others(transport: Transport, keeper: str | None) -> Sequence[str]:
+    try:
+        presence = None if keeper is None else transport.presence(keeper)
+    except TransportDown:
+        # It has just answered: it refuses this alone.
+        return ()
+    return () if presence is None else presence.others
 
 
 def plain_refused(depth: Depth) -> list[dict[str, str]]:
@@ -142,4 +175,5 @@ def _plain(use: BrokerUse, depth: Depth) -> dict[str, Any]:
     found["depth"] = depth.triggers
     found["unreachable"] = depth.reason
     found["refused"] = plain_refused(depth)
+    found["shared_with"] = list(depth.others)
     return found

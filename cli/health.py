@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from brokers import TRANSPORTS
-from cli.broker_status import Depth, overruled
+from cli.broker_status import Depth, overruled, shared
 from cli.moments import off, span
+from keeper.neighbours import ADVICE
 from ledger.overview import PATIENCE, Overview
 from ledger.version import LEDGER_REVISION
+from settings import Settings
 
 #: Silent workers that are named.
 _NAMED: Final = 3
@@ -50,7 +52,9 @@ def unreachable(name: str, reason: str) -> Finding:
     )
 
 
-def problems(found: Overview, brokers: Mapping[str, Depth], *, max_wait: float | None = None) -> list[Finding]:
+def problems(
+    found: Overview, brokers: Mapping[str, Depth], settings: Settings, *, max_wait: float | None = None
+) -> list[Finding]:
     """What is wrong.
 
     Parameters:
@@ -60,6 +64,11 @@ def problems(found: Overview, brokers: Mapping[str, Depth], *, max_wait: float |
     return [
         *(unreachable(name, depth.reason) for name, depth in brokers.items() if depth.reason is not None),
         *_of_refused(brokers),
+        *(
+            Finding(kind="prefix_shared", text=shared(name, depth.others, settings), advice=ADVICE)
+            for name, depth in brokers.items()
+            if depth.others
+        ),
         *_of_workers(found),
         *_of_queues(found, max_wait),
         *_of_jobs(found),

@@ -14,7 +14,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import click
-from psycopg.conninfo import conninfo_to_dict
 
 from cli import health
 from cli.broker_status import Depth, depth_of, named, plain_refused
@@ -28,6 +27,7 @@ from cli.terminal import console
 from errors import LedgerUnavailable
 from ledger.database import BoundedConnection, Database, applied_revision
 from ledger.overview import Overview, WorkerState, overview, worker_states
+from ledger.place import place
 from settings import Settings, load
 
 #: Seconds between two looks of ``--watch``, and the shortest.
@@ -76,9 +76,10 @@ def version_text() -> str:
 def status_command(max_wait: float | None, watch: bool, every: float, as_json: bool) -> None:
     """Show ledger, brokers, queues, workers and schedules, what is wrong with them, and what to do about it.
 
-    Something is wrong when Postgres or a broker in use does not answer, a broker refuses a queue, the ledger is not migrated, no worker or
-    keeper lives, jobs wait in a queue that nobody consumes or for an actor that nobody knows, a schedule is overdue, or jobs of dead
-    workers are not rescued. What is younger than a minute is not judged. Dead letters and pauses are noted.
+    Something is wrong when Postgres or a broker in use does not answer, a broker refuses a queue, another ledger uses a broker with the
+    same BROKER_PREFIX, the ledger is not migrated, no worker or keeper lives, jobs wait in a queue that nobody consumes or for an actor
+    that nobody knows, a schedule is overdue, or jobs of dead workers are not rescued. What is younger than a minute is not judged. Dead
+    letters and pauses are noted.
 
     The exit code is 1 when something is wrong, so that this is a health check, and 0 after Ctrl-C of --watch.
     """
@@ -129,13 +130,13 @@ def look(settings: Settings, database: Database, max_wait: float | None) -> Repo
     if found is None:
         return Report(reachable=True, revision=revision, overview=None, brokers={}, problems=[behind] if behind else [], notes=[])
     queues = [queue.queue for queue in found.queues]
-    brokers = {name: depth_of(name, queues, settings) for name in health.in_use(found, settings.broker)}
+    brokers = {name: depth_of(name, queues, settings, found.keepers.get(name)) for name in health.in_use(found, settings.broker)}
     return Report(
         reachable=True,
         revision=revision,
         overview=found,
         brokers=brokers,
-        problems=health.problems(found, brokers, max_wait=max_wait),
+        problems=health.problems(found, brokers, settings, max_wait=max_wait),
         notes=health.notes(found),
     )
 
@@ -178,7 +179,7 @@ def _print_overview(found: Overview, report: Report, settings: Settings) -> None
     print_details(
         [
             ("switchyard", f"{version_text()}, {utc(found.now)}"),
-            ("ledger", f"{_place(settings)}, revision {report.revision}, about {found.jobs:,} jobs, {_size(found.bytes)}"),
+            ("ledger", _ledger(found, report, settings)),
             *((name, _broker(name, depth, found)) for name, depth in report.brokers.items()),
             ("schedules", _schedules(found)),
         ]
@@ -189,11 +190,9 @@ def _print_overview(found: Overview, report: Report, settings: Settings) -> None
     print_listing(_workers(found.workers), "no worker lives")
 
 
-def _place(settings: Settings) -> str:
-    """Where the ledger is, without user and password."""
-    url = conninfo_to_dict(settings.database_url.get_secret_value())
-    host, port, name = (url.get(word) for word in ("host", "port", "dbname"))
-    return f"{host or 'the local Postgres'}{f':{port}' if port else ''}{f'/{name}' if name else ''}"
+def _ledger(found: Overview, report: Report, settings: Settings) -> str:
+    where = place(settings.database_url.get_secret_value())
+    return f"{where}, revision {report.revision}, about {found.jobs:,} jobs, {_size(found.bytes)}"
 
 
 def _size(count: int) -> str:
@@ -262,6 +261,7 @@ def _plain(report: Report) -> dict[str, Any]:
                 "triggers": depth.triggers,
                 "unreachable": depth.reason,
                 "refused": plain_refused(depth),
+                "shared_with": list(depth.others),
             }
             for name, depth in report.brokers.items()
         ],

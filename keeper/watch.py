@@ -3,6 +3,7 @@
     epoch     is the broker, or each of its queues, the one that the triggers went to? If not, everything sent before is due
     fresh     rows whose grace has just run out are looked for, each sweep
     round     everything that is still waiting is looked for again, every half a lease, and less often when there is very much of it
+    others    does another ledger use this broker and prefix? (``keeper.neighbours``)
     marks     where the broker cannot be asked for a trigger, a mark is sent after it in time (``brokers.transport.Mark``)
 
 A trigger that is found costs nothing but the question: no row is written, and where the watch got to is kept in memory alone. One keeper
@@ -23,6 +24,7 @@ from structlog.stdlib import get_logger
 
 from brokers.refusals import Refusals
 from brokers.transport import Mark, QueueRefused, Sent, Transport, TransportDown, band
+from keeper.neighbours import Neighbours
 from ledger import sent
 from ledger.database import BoundedConnection
 from runtime.outage import Outage
@@ -68,6 +70,9 @@ class Watch:
         self._settings = settings
         self._inspector = transport.inspector()
         self._name = uuid4().hex
+        #: For how long the ledger's word that this keeper watches counts, in seconds.
+        self._counts = MISSED * settings.sweep + 1.0
+        self._neighbours = Neighbours(transport, settings, self._name, self._counts)
         self._outage = Outage(f"watch over {transport.name}")
         self._pause = RETRY_MIN
         self._retry_at = 0.0
@@ -97,9 +102,10 @@ class Watch:
         if monotonic() < self._retry_at:
             return 0, False
         broker = self._transport.name
-        watching = sent.watch(connection, broker, self._name, MISSED * self._settings.sweep + 1.0)
+        watching = sent.watch(connection, broker, self._name, self._counts)
         if watching is None:
             self._forget()
+            self._neighbours.forget()
             self._inspector.close()
             return 0, False
         try:
@@ -115,6 +121,8 @@ class Watch:
             return 0, False
         self._outage.over()
         self._pause = RETRY_MIN
+        # Last, when the broker is known to be well.
+        self._neighbours.turn(self._inspector, watching.now)
         return due, more
 
     @property

@@ -8,14 +8,14 @@ time; is there none, they are lower bounds, and say so. Judging what is wrong is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
 from psycopg import Connection
 
-from ledger import routes
+from ledger import routes, sent
 from ledger.control import EVERY, Pause
 from ledger.routes import Route
 from ledger.sql import SQL
@@ -139,6 +139,8 @@ class Overview:
     routes: Sequence[Route]
     #: Brokers that pending rows were last published to.
     holding: frozenset[str] = field(default_factory=frozenset)
+    #: The keeper that watches over each broker, by its name in ``ledger.sent``.
+    keepers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def living(self) -> list[WorkerState]:
@@ -187,6 +189,7 @@ def overview(connection: Conn, *, bound: int = BOUND) -> Overview:
         pauses=pauses,
         routes=routes.routes(connection),
         holding=frozenset(place.broker for place in routes.pending_places(connection)),
+        keepers=sent.keepers(connection),
     )
 
 

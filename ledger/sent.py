@@ -60,6 +60,11 @@ def watch(connection: Conn, broker: str, keeper: str, seconds: float) -> Watchin
     return Watching(now, set(queues), on_their_way, {row[3]: Epoch(row[4], row[5]) for row in rows if row[3] is not None})
 
 
+def keepers(connection: Conn) -> dict[str, str]:
+    """The keeper that looks for lost triggers, by broker."""
+    return dict(connection.execute(SQL["watching_keepers"]).fetchall())
+
+
 def epochs(connection: Conn, broker: str) -> dict[str, Epoch]:
     """What the ledger knows, by queue (empty: the broker as a whole)."""
     return {row[0]: Epoch(row[1], row[2]) for row in connection.execute(SQL["known_epochs"], {"broker": broker}).fetchall()}

@@ -271,7 +271,7 @@ def _queue_names(database_url: str, prefix: str) -> list[str]:
     """The RabbitMQ queues that a test may have declared: one per queue that its ledger knows, and that of the dead letters."""
     with psycopg.connect(database_url) as connection:
         rows = connection.execute("SELECT DISTINCT queue FROM switchyard.job").fetchall()
-    return [*(f"{prefix}.{queue}.p10" for (queue,) in rows), f"{prefix}.dead"]
+    return [*(f"{prefix}.{queue}.p10" for (queue,) in rows), f"{prefix}.dead", f"{prefix}.ledgers"]
 
 
 @pytest.fixture

@@ -30,6 +30,10 @@ SELECT
 FROM watching AS w
 LEFT JOIN switchyard.epoch AS e ON e.broker = w.broker;
 
+-- name: watching_keepers
+-- Who looks for lost triggers, by broker.
+SELECT broker, keeper FROM switchyard.watch WHERE until > clock_timestamp();
+
 -- name: known_epochs
 -- What the ledger knows of a broker's epochs, and since when triggers of an earlier one wait to be made due.
 SELECT queue, value, extract(epoch FROM lost_before)::float8 AS lost_before FROM switchyard.epoch WHERE broker = %(broker)s;

@@ -63,9 +63,8 @@ class System:
             if self.settings.broker == "redis":
                 remove_keys(self.settings.redis_url.get_secret_value(), self.settings.broker_prefix)
             elif self.settings.broker == "rabbitmq":
-                names = [f"{self.settings.broker_prefix}.{queue}.p10" for queue in queues] + [
-                    f"{self.settings.broker_prefix}.dead"
-                ]
+                prefix = self.settings.broker_prefix
+                names = [*(f"{prefix}.{queue}.p10" for queue in queues), f"{prefix}.dead", f"{prefix}.ledgers"]
                 remove_queues(self.settings.rabbitmq_url.get_secret_value(), names)
 
     def job(self, message: Message[Any] | str) -> Job:

@@ -29,6 +29,7 @@ class Inspector:
         self.down = False
         self.refused = set()
         self.asked_of = []
+        self.present = {}
 
     def epoch(self, queue, known):
         self.asked_of.append(queue)
@@ -45,6 +46,10 @@ class Inspector:
     def lost(self, triggers, passed):
         self.asked += [trigger.job_id for trigger in triggers]
         return [trigger.job_id for trigger in triggers if trigger.job_id not in self.held]
+
+    def meet(self, own):
+        self.present[own.keeper] = own
+        return [other for keeper, other in self.present.items() if keeper != own.keeper]
 
     def close(self):
         self.down = False
