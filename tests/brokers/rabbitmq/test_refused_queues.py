@@ -1,8 +1,9 @@
-"""A queue that RabbitMQ refuses, since somebody declared it otherwise or our user may not use it: the others go on, and so does it when it
-is repaired."""
+"""A queue that RabbitMQ refuses, since somebody declared it otherwise, our user may not use it or its node is down: the others go on, and so
+does it when it is repaired."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
@@ -207,6 +208,62 @@ def test_a_queue_that_permissions_refuse_takes_no_other_with_it_and_goes_on_once
 
     narrow(".*", ".*", ".*")
     _take(receiver, QUEUES, {30, 31, 32})
+
+
+def test_a_queue_whose_node_is_down_takes_no_other_with_it_and_goes_on_once_that_is_back(
+    ends: Ends,
+    server: PrivateRabbit,
+    sender: RabbitmqSender,
+    receiver: RabbitmqReceiver,
+    name: Callable[[str], str],
+    soon: None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert _published(sender, range(10, 13), "b") == []
+    server.take_away(name("b"))
+    try:
+        # This sender has declared it, so the first of these come back; the next round declares it anew.
+        wait_until(lambda: _published(sender, range(3), "b") == [0, 1, 2] and sender.refused() == ["b"], 30, "it is refused")
+        assert _published(sender, range(20, 23), "a") == []
+        _take(receiver, QUEUES, {20, 21, 22})
+        assert "b" in receiver._refusals
+
+        inspector = ends.transport.inspector()
+        with pytest.raises(QueueRefused, match="is down or inaccessible"):
+            inspector.epoch("b", None)
+        inspector.close()
+        (refused,) = ends.transport.refusals(["nobody", *QUEUES])
+        assert refused.queue == "b"
+        assert "start the node again" in refused.advice
+        assert len(_said(caplog, "'refused': 'publish'")) == 1
+    finally:
+        server.bring_back(name("b"))
+
+    _take(receiver, QUEUES, {10, 11, 12})
+    wait_until(lambda: sender.idle() == [] and not sender.refused(), 30, "it is taken again")
+    assert _published(sender, range(30, 33), "b") == []
+    _take(receiver, QUEUES, {30, 31, 32})
+
+
+def test_a_queue_for_which_there_is_no_room_is_refused_alone_and_nobody_is_told_to_delete_it(
+    server: PrivateRabbit, sender: RabbitmqSender, name: Callable[[str], str], soon: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert _published(sender, range(3), "a") == []
+    there = server.ctl("list_queues", "name", "--no-table-headers").split()
+    server.ctl("set_vhost_limits", json.dumps({"max-queues": len(there)}))
+    try:
+        sender.publish(batch(range(10, 13), "b"))
+        sender.flush(30)
+        assert sender.refused() == ["b"]
+        assert _published(sender, range(20, 23), "a") == []
+        (said,) = _said(caplog, "refuses this queue")
+        assert f"no room for {name('b')}" in said
+        assert "delete_queue" not in said
+    finally:
+        server.ctl("clear_vhost_limits")
+
+    wait_until(lambda: sender.idle() == [] and not sender.refused(), 30, "it is taken")
+    assert _published(sender, range(13, 16), "b") == []
 
 
 def test_the_inspector_says_which_queue_is_refused_and_answers_about_the_others(ends: Ends, spoilt: str) -> None:
