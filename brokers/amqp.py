@@ -54,8 +54,8 @@ _NOT_FOUND = 404
 #: What RabbitMQ closes a channel with when it refuses one queue to us, and what an operator can do about it.
 _REFUSALS = {
     403: "give the user of RABBITMQ_URL the permissions configure, write and read for {name} (`rabbitmqctl set_permissions`)",
-    404: "the node of RabbitMQ's cluster that holds {name} is down, or the queue's process gave up: start the node again, or give it up for "
-    "good (`rabbitmqctl forget_cluster_node`), then the queue is made anew",
+    404: "the node of RabbitMQ's cluster that holds {name} is down, or the queue's process gave up: start the node again, or give it up "
+    "for good (`rabbitmqctl forget_cluster_node`), then the queue is made anew",
     405: "another connection holds {name} for itself: end that, or delete the queue",
     406: "{name} was declared otherwise by somebody else: delete it (`rabbitmqctl delete_queue {name}`), it is made anew as it has to be",
 }

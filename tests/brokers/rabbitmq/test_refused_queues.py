@@ -1,5 +1,5 @@
-"""A queue that RabbitMQ refuses, since somebody declared it otherwise, our user may not use it or its node is down: the others go on, and so
-does it when it is repaired."""
+"""A queue that RabbitMQ refuses, since somebody declared it otherwise, our user may not use it or its node is down: the others go on, and
+so does it when it is repaired."""
 
 from __future__ import annotations
 
