@@ -16,7 +16,7 @@ from brokers.amqp import queue_name
 from brokers.rabbitmq import RabbitmqReceiver, RabbitmqSender
 from brokers.transport import QueueRefused, Receiver, Sender, TransportDown, Trigger
 from middleware.log_context import configure_structlog
-from settings import Settings
+from settings import MAX_QUEUE, Settings
 from tests.brokers.conftest import Ends, fetch_all
 from tests.brokers.rabbitmq.conftest import batch, ids
 from tests.rig.rabbitmq import PrivateRabbit
@@ -173,6 +173,34 @@ def test_a_receiver_of_nothing_but_a_refused_queue_waits_its_time(receiver: Rabb
     for _ in range(2):
         assert not receiver.fetch(["b"], 5, 0.2)
     wait_until(lambda: "b" in receiver._refusals or bool(receiver.fetch(["b"], 5, 0.2)), 30, "it is refused")
+
+
+def test_of_two_names_too_long_to_tell_apart_the_one_that_is_good_is_consumed_in_the_end(
+    make_ends, rabbit_settings: Settings, channel: BlockingChannel, soon: None
+) -> None:
+    # RabbitMQ's text ends within what both begin with.
+    prefix = f"{rabbit_settings.broker_prefix:-<40}"
+    good, bad = ("q" * (MAX_QUEUE - 1) + last for last in "xy")
+    ends = make_ends(rabbit_settings.model_copy(update={"broker_prefix": prefix}))
+    sender, receiver = ends.sender(), ends.receiver()
+    assert _published(sender, range(3), good) == []
+    channel.queue_declare(queue_name(prefix, bad), durable=True)
+    try:
+        # The good one is the first that it can mean. Once that rests it can only be the other.
+        found = _take(receiver, [good, bad], {0, 1, 2})
+        assert {trigger.queue for trigger in found} == {good}
+
+        def told_apart() -> bool:
+            receiver.fetch([good, bad], 5, 0.2)
+            return list(receiver._refusals) == [bad]
+
+        wait_until(told_apart, 30, "the bad one alone is refused")
+        sender.publish([*batch(range(10, 13), good), *batch(range(20, 23), bad)])
+        wait_until(lambda: sender.idle() is not None and sender.refused() == [bad], 30, "the good one is taken")
+        assert _published(sender, range(30, 33), good) == []
+    finally:
+        for queue in (good, bad):
+            channel.queue_delete(queue_name(prefix, queue))
 
 
 def test_a_queue_that_permissions_refuse_takes_no_other_with_it_and_goes_on_once_they_are_given(
