@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from ledger import routes
 from tests.acceptance.jobs import TABLE, declare
 from tests.conformance.system import System
 from tests.rig.rabbitmq import PrivateRabbit
@@ -159,5 +160,23 @@ def test_a_broker_that_cannot_be_reached_keeps_no_other_queue_from_its_own(every
             system.ended(system.jobs.add.send(1, 2), 30)
 
         assert system.job(waits).state == "pending"
+    finally:
+        system.close()
+
+
+def test_a_broker_that_is_no_route_any_more_is_consumed_until_nothing_was_left_there_for_a_lease(everywhere):
+    system = System(everywhere("redis", lease=3.0, sweep=0.2)).start()
+    consumes = "SELECT consumes FROM switchyard.worker"
+    try:
+        wait_until(lambda: system.rows(consumes) == [(["redis"],)] and route(system)[0] == "redis", 30, "it consumes the one")
+
+        def decide(connection):
+            (seen,) = routes.routes(connection)
+            assert routes.decide(connection, seen, "*", "postgres", "redis")
+
+        system.database.run(decide)
+        wait_until(lambda: system.rows(consumes) == [(["postgres", "redis"],)], 30, "it consumes both")
+        wait_until(lambda: system.rows(consumes) == [(["postgres"],)], 30, "it consumes the other alone")
+        system.ended(system.jobs.add.send(1, 2), 30)
     finally:
         system.close()
