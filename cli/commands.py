@@ -15,6 +15,7 @@ from cli.broker_status import run_status
 from cli.choosing import queue_name
 from cli.demo import run_demo
 from cli.keeping import run_keeper
+from cli.knowing import warn_of_unknown
 from cli.migrating import migrate as migrate_database
 from cli.plain import as_json
 from cli.refusals import database_refusal
@@ -197,4 +198,7 @@ def drain(old: str, new: str, queue: str | None) -> None:
     Workers and senders follow within seconds, whatever their BROKER says, and OLD may be down. Ends when OLD holds nothing that
     matters. Ctrl-C loses nothing: run it again, or leave the rest to the workers.
     """
+    if old == new:
+        raise click.UsageError(f"{old} cannot be drained to itself: name another broker with --to")
     Drain(load(), old, new, queue, Console()).run()
+    warn_of_unknown(queue=queue)

@@ -185,7 +185,7 @@ def _of_pauses(found: Overview) -> Iterable[Finding]:
 def _of_routes(found: Overview) -> Iterable[Finding]:
     for route in found.routes:
         if route.overruled:
-            text, _, advice = overruled(route).partition(". ")
+            text, _, advice = overruled(route, found.routes).partition(". ")
             yield Finding(kind="route_decided", text=text, advice=advice)
 
 

@@ -37,7 +37,7 @@ def list_command(as_json: bool) -> None:
         say_json({"limits": [_plain(limit) for limit in limits]})
         return
     headings = ("of", "limit", "declared", "keys", "used", "waiting", "next free")
-    table = listing(*headings, whole=("of",), below=("declared",), numbers=("keys", "used", "waiting"))
+    table = listing(*headings, whole=("of",), below=("declared", "limit"), numbers=("keys", "used", "waiting"))
     now = switchyard.database().run(clock) if limits else None
     for limit in limits:
         table.add_row(

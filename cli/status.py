@@ -203,7 +203,7 @@ def _size(count: int) -> str:
 
 
 def _broker(name: str, depth: Depth, found: Overview) -> str:
-    carried = ", ".join(named(route) for route in found.routes if route.broker == name)
+    carried = ", ".join(named(route, found.routes) for route in found.routes if route.broker == name)
     carries = f"carries {carried}" if carried else "carries nothing more"
     answer = "unreachable" if depth.triggers is None else f"reachable, {depth.triggers:,} triggers"
     return f"{answer}, {carries}"
@@ -224,8 +224,9 @@ def _queues(found: Overview) -> Listing:
     if found.at_least:
         notes.append("too many to count: there are more than these figures say")
     table = listing(
-        "queue", *counted, "oldest", "state", whole=("queue",), below=("state",), numbers=(*counted, "oldest"), notes=notes
-    )
+        "queue", *counted, "oldest", "state", whole=("queue",), below=("state", "limited", "retrying", "scheduled", "oldest"),
+        numbers=(*counted, "oldest"), notes=notes,
+    )  # fmt: skip
     for queue in found.queues:
         state = "paused" if queue.paused else f"{queue.parked:,} paused" if queue.parked else None
         oldest = None if queue.oldest is None else span(queue.oldest)
