@@ -277,7 +277,7 @@ def workers(connection: Conn, *, now: datetime | None = None) -> list[Worker]:
     return [
         Worker(
             id=row[0], host=row[1], pid=row[2], broker=row[3], queues=tuple(row[4]), threads=row[5], running=row[6],
-            counters=row[7], started_at=row[8], beat_at=row[9], lease=row[10], jobs=tuple(held[row[0]]),
+            counters=row[7], started_at=row[8], beat_at=row[9], lease=row[10], jobs=tuple(held[row[0]]), version=row[11],
         )
         for row in rows
     ]  # fmt: skip
