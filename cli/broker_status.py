@@ -132,7 +132,7 @@ def _table(uses: list[BrokerUse], depths: dict[str, Depth]) -> Listing:
     table = listing(
         *headings,
         whole=("broker", "triggers", "oldest", "epoch"),
-        below=("carries",),
+        below=("carries", "epoch"),
         numbers=("waiting", "triggers", "oldest", "declare", "consume"),
         notes=(
             "waiting: jobs last published there; triggers: what it holds, also of jobs that went on elsewhere;",

@@ -8,7 +8,7 @@ import click
 
 import switchyard
 from cli.choosing import answered, chosen_by, confirm, values_checked
-from cli.ids import NoSuchId, batch_id, job_id, no_job
+from cli.ids import NoSuchId, batch_id, job_id, no_job, require_batch
 from cli.knowing import warn_of_unknown
 from cli.plain import as_json, say_json
 from cli.reporting import reported
@@ -46,6 +46,8 @@ def cancel_command(
     if states:
         filters["state"] = list(states)
     count = switchyard.cancel_many(**filters, all=everything, dry_run=True)
+    if not count.total:
+        require_batch(filters.get("batch"))
     if not as_json and (count.total or dry_run):
         jobs = "1 job" if count.total == 1 else f"{count.total:,} jobs"
         click.echo(f"{'would cancel ' if dry_run else ''}{jobs}: {count.cancelled:,} wait, {count.asked:,} run")

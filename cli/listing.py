@@ -12,14 +12,14 @@ import click
 
 import switchyard
 from cli.choosing import chosen_by, values_checked
-from cli.ids import batch_id, job_id, no_batch, no_job
+from cli.ids import batch_id, job_id, no_job, require_batch
 from cli.knowing import meant, warn_of_unknown
 from cli.moments import off, span, utc
 from cli.plain import as_json, say_json
 from cli.reporting import reported
 from cli.tables import Listing, listing, print_details, print_listing
 from cli.terminal import printable
-from ledger import names, read
+from ledger import read
 from ledger.control import Pause
 from ledger.job import Attempt, Job, LogLine, Worker
 from ledger.overview import clock
@@ -75,11 +75,10 @@ def jobs_command(
     """
     if batch is not None:
         batch = batch_id(batch)
-        if switchyard.database().run(lambda connection: not names.batches_beginning(connection, batch, 1)):
-            raise no_batch(batch)
     wanted = filters | {"batch": batch, "wait_reason": list(wait_reasons) or None}
     page = switchyard.list_jobs(state=list(states) or None, limit=limit, after=after, **wanted)
     if not page.jobs:
+        require_batch(batch)
         warn_of_unknown(**{name: filters[name] for name in ("queue", "actor", "tag")})
     if as_json:
         say_json({"jobs": [asdict(job) for job in page.jobs], "next": page.next})

@@ -87,7 +87,7 @@ def list_(as_json: bool) -> None:
         return
     table = listing(
         "name", "actor", "cron", "time zone", "last", "next", "state",
-        whole=("name", "last", "next"), below=("actor", "last", "time zone"),
+        whole=("name", "last", "next"), below=("actor", "last", "time zone", "cron", "state"),
     )  # fmt: skip
     for schedule in found:
         actor = None if schedule.actor == schedule.name else schedule.actor
@@ -113,7 +113,7 @@ def show(name: str, ticks: int, as_json: bool) -> None:
         say_json(_plain(schedule) | {"ticks": [asdict(tick) for tick in passed]})
         return
     _describe(schedule)
-    table = listing("tick", "made", "job", "state", whole=("tick", "job"), below=("made",))
+    table = listing("tick", "made", "job", "state", whole=("tick", "job"), below=("made", "state"))
     for tick in passed:
         table.add_row(
             utc(tick.tick_at), utc(tick.made_at), tick.job_id, tick.error or tick.state or ("gone" if tick.job_id else None)
