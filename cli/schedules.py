@@ -18,7 +18,7 @@ from cli.moments import Span, off, span, utc
 from cli.plain import as_json, say_json
 from cli.reporting import reported
 from cli.tables import listing, print_details, print_listing
-from errors import CronError, ScheduleError, SwitchyardError
+from errors import CronError, SwitchyardError
 from ledger.schedules import Schedule
 from runtime.timing import DEFAULT_WINDOW, POLICIES, Timing
 
@@ -173,7 +173,7 @@ def run(name: str, modules: tuple[str, ...]) -> None:
     try:
         load_actors(modules or ("actors",))
     except ModuleNotFoundError as error:
-        raise ScheduleError(name, str(error)) from None
+        raise click.UsageError(str(error)) from None
     click.echo(switchyard.run_schedule(name).message_id)
 
 

@@ -152,7 +152,7 @@ def test_an_actor_that_nobody_imported_is_told_with_the_way_out(system):
     switchyard.create_schedule("far", "elsewhere", "@daily")
 
     assert "does not know its actor 'elsewhere'; import the module" in run("run", "far", "--actors", "errors", code=1)
-    assert "no_such_module cannot be imported" in run("run", "far", "--actors", "no_such_module", code=1)
+    assert "no_such_module cannot be imported" in run("run", "far", "--actors", "no_such_module", code=2)
 
 
 def test_a_schedule_whose_actor_no_worker_knows_shows_as_overdue(system):
