@@ -40,6 +40,12 @@ _CURSOR_VERSION = 1
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+#: Why jobs die, as far as it is Switchyard that says so; an error class derived from ``Permanent`` may have a ``dead_reason`` of its own.
+REASONS: Final = (
+    "max_retries", "permanent", "time_limit", "result_unstorable", "worker_lost", "expired", "unknown_actor", "undecryptable", "untold",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadFilter:
     """Which dead letters are meant; what is None leaves them all."""

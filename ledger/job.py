@@ -255,3 +255,5 @@ class Worker:
     #: Seconds of silence after which it counts as dead.
     lease: float
     jobs: tuple[HeldJob, ...]
+    #: The version of Switchyard that it runs; None: one that did not say so yet.
+    version: str | None = None

@@ -264,3 +264,5 @@ class WorkerRow:
     counters: dict[str, int] = field(default_factory=dict)
     #: The actors it knows; None: it does not say.
     actors: list[str] | None = None
+    #: The version of Switchyard that it runs; None: it does not say.
+    version: str | None = None

@@ -353,7 +353,8 @@ worker = Table(
     Column("queues", ARRAY(Text), nullable=False),
     Column("threads", Integer, nullable=False),
     Column("running", Integer, nullable=False, server_default=text("0")),
-    # What the process counted since its start: triggers dropped as undecodable, unknown or stale, claims refused, and so on.
+    # What the process counted since its start: triggers dropped as undecodable, unknown or stale, claims refused, and so on; and
+    # its "version", see heartbeat.sql.
     Column("counters", JSONB, nullable=False, server_default=text("'{}'")),
     Column("started_at", DateTime(timezone=True), nullable=False, server_default=NOW),
     Column("beat_at", DateTime(timezone=True), nullable=False, server_default=NOW),

@@ -376,6 +376,7 @@ def beat(connection: Conn, worker: WorkerRow) -> None:
             "threads": worker.threads,
             "running": worker.running,
             "counters": json.dumps(worker.counters),
+            "version": worker.version,
             "lease": worker.lease,
             "actors": worker.actors,
             "routes": json.dumps(worker.routes),

@@ -107,7 +107,9 @@ LIMIT %(limit)s;
 
 -- name: living_workers
 -- Processes whose heartbeat is younger than their own lease.
-SELECT id, host, pid, broker, queues, threads, running, counters, started_at, beat_at, lease_seconds
+SELECT
+    id, host, pid, broker, queues, threads, running, counters - 'version' AS counters, started_at, beat_at, lease_seconds,
+    counters ->> 'version' AS version
 FROM switchyard.worker
 WHERE beat_at > coalesce(%(now)s, clock_timestamp()) - make_interval(secs => lease_seconds)
 ORDER BY started_at, id;

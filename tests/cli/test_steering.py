@@ -95,11 +95,23 @@ def test_cancelling_by_filter_counts_first_and_asks(system, run):
     for _ in range(3):
         system.jobs.echo.send_with_options(args=("k",), delay=HOUR)
 
-    assert run("cancel", "--actor", "echo", "--dry-run").stdout == "3 jobs: 3 wait, 0 run\n"
+    assert run("cancel", "--actor", "echo", "--dry-run").stdout == "would cancel 3 jobs: 3 wait, 0 run\n"
+    assert run("cancel", "--actor", "elsewhere", "--dry-run").stdout == "would cancel 0 jobs: 0 wait, 0 run\n"
     refused = run("cancel", "--actor", "echo", code=2)
     assert "say --yes" in refused.stderr
     assert run("cancel", "--actor", "echo", "--yes").stdout.splitlines()[-1] == "cancelled 3, asked 0 that run to stop"
-    assert run("cancel", "--all", "--yes").stdout == "0 jobs: 0 wait, 0 run\n"
+    assert run("cancel", "--all", "--yes").stdout == "nothing to cancel: no job that waits or runs is like that\n"
+
+
+def test_a_dry_run_of_cancelling_by_id_says_what_would_become_of_each(system, run):
+    waiting, ended = (system.jobs.echo.send_with_options(args=("k",), delay=HOUR) for _ in range(2))
+    switchyard.cancel(ended)
+
+    result = run("cancel", "--dry-run", waiting.message_id, ended.message_id, code=1)
+
+    assert result.stdout == f"{waiting.message_id} would be cancelled: it is scheduled\n"
+    assert result.stderr == f"{ended.message_id} has ended before: it is cancelled\n"
+    assert system.job(waiting).state is State.SCHEDULED
 
 
 @pytest.mark.parametrize(
@@ -156,6 +168,9 @@ def test_a_waiting_job_is_changed_and_a_running_one_is_not(system, run):
     assert system.job(message).args == ("k", 7)
     said = run("edit", message.message_id[:8], "--run-at", "2100-01-01T02:00+01:00").stdout
     assert said == f"{message.message_id} changed: it is scheduled, priority 3, to run 2100-01-01 01:00:00 UTC\n"
+    said = run("edit", message.message_id[:8], "--run-at", "2020-01-01").stdout
+    assert said.endswith(" (2020-01-01 00:00:00 UTC has passed: it is due now)\n")
+    assert "due now" not in run("edit", message.message_id[:8], "--run-at", "2100-01-01").stdout
     refused = run("edit", message.message_id, "--args", "[]", code=1)
     assert "actor 'echo', field 'key'" in refused.stderr
     run("edit", message.message_id, "--delay", "0", "--no-tags")
