@@ -312,7 +312,7 @@ batch = Table(
     Column("died_at", DateTime(timezone=True)),
     Column("completed_at", DateTime(timezone=True)),
     Column("succeeded_at", DateTime(timezone=True)),
-    # Of an outermost batch: since when retention has been removing the jobs of it and of those within it; none of them is replayed any more.
+    # Of an outermost batch: since when retention has been removing jobs of it and of those within it; none of them is replayed any more.
     Column("pruned_at", DateTime(timezone=True)),
     # What the keeper looks through: what has begun and has not succeeded, and what may never begin.
     Index("batch_open", "number", postgresql_where=text("succeeded_at IS NULL AND waits_for IS NULL")),

@@ -1,7 +1,7 @@
 """Bound what a job's history keeps, and remember which workflows retention has begun to remove.
 
-Lock cost: two columns, whose defaults no row is rewritten for, and a trigger: each is added in a moment, once nobody is at work on the table
-(batch, attempt).
+Lock cost: two columns, whose defaults no row is rewritten for, and a trigger: each is added in a moment, once nobody is at work on its
+table (batch, attempt).
 Deploy: before the code that needs it; older workers go on working, and the histories of their jobs are bounded as well.
 """
 
