@@ -377,7 +377,11 @@ def counts() -> Counts:
 
 
 def attempts(id: str) -> list[Attempt]:
-    """Every execution of a job so far, oldest first. Raises: JobNotFound."""
+    """Every execution of a job so far, oldest first; of very many of one outcome the first and the latest (see ``Attempt.omitted``).
+
+    Raises:
+        JobNotFound: no job has this id.
+    """
     return _ask(lambda connection: read.attempts(connection, id))
 
 

@@ -175,7 +175,7 @@ def details(job: Job, now: datetime, why: str | None = None) -> list[tuple[str, 
 
 
 def history(attempts: Sequence[Attempt]) -> Listing:
-    """The executions of a job, as a list."""
+    """The executions of a job, as a list, with a line for those that were counted and not kept."""
     headings = ("attempt", "outcome", "started", "took", "worker", "error")
     table = listing(*headings, whole=("attempt", "outcome", "started", "took"), below=("error", "worker"))
     for attempt in attempts:
@@ -185,6 +185,8 @@ def history(attempts: Sequence[Attempt]) -> Listing:
         table.add_row(
             number, attempt.outcome, utc(attempt.started_at), None if took is None else span(took), attempt.worker, error
         )  # fmt: skip
+        if attempt.omitted:
+            table.add_row("…", f"{attempt.omitted:,} more {attempt.outcome}", None, None, None, "counted, not kept")
     return table
 
 

@@ -235,7 +235,8 @@ def queue_depths(connection: Conn, *, now: datetime | None = None) -> list[Queue
 
 
 def attempts(connection: Conn, message_id: str | UUID) -> list[Attempt]:
-    """List every execution of a job in order, the running one and the one that completed included.
+    """List the executions of a job in order, the running one and the one that completed included. Of each outcome the first ten and the
+    latest ninety or so are kept; the others are counted (``Attempt.omitted``).
 
     Raises:
         JobNotFound: no job has this id.
@@ -244,7 +245,7 @@ def attempts(connection: Conn, message_id: str | UUID) -> list[Attempt]:
     return [
         Attempt(
             attempt=row[0], generation=row[1], worker=row[2], started_at=row[3], finished_at=row[4], outcome=row[5],
-            error_type=row[6], error=row[7], traceback=row[8],
+            error_type=row[6], error=row[7], traceback=row[8], omitted=row[9],
         )
         for row in rows
     ]  # fmt: skip

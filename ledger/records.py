@@ -223,6 +223,8 @@ class DueJob:
     broker: str
     #: It is paused: nothing is to be published.
     parked: bool = False
+    #: For how many seconds the last one of those taken with it had been due.
+    reached: float = 0.0
 
 
 class Unclaimed(NamedTuple):

@@ -17,6 +17,7 @@ from ledger.states import State
 from tests.conformance.dead_letter_jobs import declare
 from tests.conformance.system import System
 from tests.ledger.factory import failed, token
+from tests.ledger.workflow_rows import add_batch
 from tests.rig.processes import ROOT
 
 EVIL = "\x1b[2J\x1b]0;title\x07 [red]caf\u00e9[/red] \u202egnp.exe"
@@ -144,6 +145,22 @@ def test_what_was_named_is_replayed_and_the_rest_says_why_not(system, run):
     assert json.loads(run("replay", dead, "--json", code=1))["jobs"] == [
         {"id": dead, "replayed": False, "refused": "it is pending; only a dead or cancelled job is replayed"}
     ]
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_what_is_left_of_a_workflow_that_retention_removes_is_not_replayed_and_says_so(system, run, edited):
+    id_ = die(system)
+    with system.database.dedicated("test") as ledger:
+        batch = add_batch(ledger, total=2)
+        ledger.execute("UPDATE switchyard.batch SET pruned_at = clock_timestamp(), completed_at = clock_timestamp()")
+        ledger.execute("UPDATE switchyard.job SET batch_id = %s WHERE message_id = %s", [batch, id_])
+
+    said = switchyard.try_replay(id_, args=["otherwise"]).refused if edited else run("replay", id_, code=1)
+
+    assert (
+        "retention has begun to remove its workflow, which cannot be completed any more; send what is missing as new jobs" in said
+    )
+    assert states(system, id_) == ["dead"]
 
 
 def test_many_are_counted_asked_about_and_replayed_at_a_rate(system, run):

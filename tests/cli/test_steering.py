@@ -74,6 +74,22 @@ def test_a_job_is_shown_with_why_it_waits_and_what_became_of_it(system, run):
     assert run("show", str(uuid4()), code=1).stderr.startswith("switchyard: no job has the id")
 
 
+def test_executions_that_were_not_kept_are_counted_where_they_were(system, run):
+    message = system.jobs.echo.send("key")
+    with system.database.dedicated("test") as ledger:
+        ledger.execute(
+            "INSERT INTO switchyard.attempt (job_id, generation, attempt, outcome)"
+            " SELECT j.id, 1, n, 'snoozed' FROM switchyard.job AS j CROSS JOIN generate_series(1, 1250) AS n"
+        )
+
+    lines = run("show", message.message_id).stdout.splitlines()
+
+    (place,) = (number for number, line in enumerate(lines) if "1,150 more snoozed" in line)
+    assert (lines[place - 1].split()[0], lines[place + 1].split()[0]) == ("10", "1161")
+    found = json.loads(run("show", message.message_id, "--json").stdout)["attempts"]
+    assert [entry["omitted"] for entry in found if entry["omitted"]] == [1_150]
+
+
 def test_cancelling_by_id_says_what_became_of_each(system, run):
     system.start(threads=2)
     running, waiting = system.jobs.plug.send("cli plug"), system.jobs.echo.send_with_options(args=("k",), delay=HOUR)
