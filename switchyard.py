@@ -357,7 +357,8 @@ def list_jobs(**filters: Any) -> Page:
 
     Parameters:
         filters: ``state`` (or a list; other queues' words work too), ``actor``, ``queue``, ``tag``, ``parent_id``, ``batch``,
-            ``created_after``, ``created_before``, ``limit`` (default 50, at most 200), ``after`` (the cursor of the page before).
+            ``wait_reason`` (such as ``concurrency``, or a list), ``created_after``, ``created_before``, ``limit`` (50, at most 200),
+            ``after`` (the cursor of the page before).
 
     Raises:
         ValueError: a filter's value is wrong; the text names it.
@@ -376,7 +377,11 @@ def counts() -> Counts:
 
 
 def attempts(id: str) -> list[Attempt]:
-    """Every execution of a job so far, oldest first. Raises: JobNotFound."""
+    """Every execution of a job so far, oldest first; of very many of one outcome the first and the latest (see ``Attempt.omitted``).
+
+    Raises:
+        JobNotFound: no job has this id.
+    """
     return _ask(lambda connection: read.attempts(connection, id))
 
 

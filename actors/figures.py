@@ -2,7 +2,7 @@
 
 Everything is counted in one read-only transaction, so the tables of one report agree with each other. A job counts in the
 period in which it was created or ended, whichever a figure is about; a failed attempt counts when it failed, also when a later
-attempt succeeded. What retention has pruned is not counted any more.
+attempt succeeded. What retention has pruned is not counted any more, nor is what a very long history does not keep (ADR 36).
 """
 
 from __future__ import annotations

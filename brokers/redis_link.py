@@ -40,16 +40,16 @@ class Link:
 
     def __init__(self, settings: Settings) -> None:
         try:
-            options: dict[str, Any] = parse_url(settings.redis_url.get_secret_value())  # type: ignore[no-untyped-call]
+            client: dict[str, Any] = parse_url(settings.redis_url.get_secret_value())  # type: ignore[no-untyped-call]
         except ValueError:
             # The cause is left out, because it quotes the URL, which may hold a password.
             raise SettingsError("REDIS_URL", "write redis://user:password@host:port/database") from None
-        kind = options.pop("connection_class", Connection)
+        kind = client.pop("connection_class", Connection)
         # What is meant for a pool of connections, which this is not.
         for name in ("max_connections", "timeout"):
-            options.pop(name, None)
+            client.pop(name, None)
         # RESP2 needs no HELLO and is what every Redis and every release of the driver speaks alike.
-        options |= {
+        client |= {
             "protocol": 2,
             "decode_responses": False,
             "socket_timeout": SOCKET_TIMEOUT,
@@ -60,10 +60,10 @@ class Link:
         }
         #: Where it leads, for people.
         self.place = str(
-            options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}/{options.get('db', 0)}"
+            client.get("path") or f"{client.get('host', 'localhost')}:{client.get('port', 6379)}/{client.get('db', 0)}"
         )
         try:
-            self._connection = kind(**options)
+            self._connection = kind(**client)
         except TypeError:
             raise SettingsError("REDIS_URL", "what follows the ? is no parameter of a connection to Redis") from None
         self._used = False

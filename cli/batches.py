@@ -40,7 +40,7 @@ def list_(state: str | None, limit: int, as_json: bool) -> None:
         return
     headings = ("batch", "name", "state", "jobs", "done", "dead", "cancelled", "age")
     numbers = ("jobs", "done", "dead", "cancelled")
-    table = listing(*headings, whole=("batch", "state", "age"), below=("name",), numbers=numbers)
+    table = listing(*headings, whole=("batch", "state", "age"), below=("name", "cancelled", "dead", "done"), numbers=numbers)
     now = switchyard.database().run(clock) if found else None
     for batch in found:
         table.add_row(
@@ -77,7 +77,7 @@ def show(id_: str, as_json: bool) -> None:
     dead = switchyard.list_jobs(batch=id_, state=State.DEAD, limit=_NAMED + 1).jobs
     if dead:
         click.echo()
-        table = listing("dead", "actor", "error", whole=("dead",), below=("error",))
+        table = listing("dead", "actor", "error", whole=("dead",), below=("error", "actor"))
         for job in dead[:_NAMED]:
             table.add_row(job.id, job.actor, ": ".join(part for part in (job.error_type, job.error) if part))
         print_listing(table)

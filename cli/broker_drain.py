@@ -54,8 +54,6 @@ class Drain:
     """
 
     def __init__(self, settings: Settings, old: str, new: str, queue: str | None, console: Console) -> None:
-        if old == new:
-            raise DrainRefused(f"{old} cannot be drained to itself; nothing was changed")
         self._settings = settings
         self._old, self._new, self._queue = old, new, queue
         self._console = console

@@ -45,10 +45,11 @@ def run_status(settings: Settings, *, as_json: bool) -> None:
         say_json({"brokers": [_plain(use, depths[use.name]) for use in uses]})
         return
     print_listing(_table(uses, depths))
+    routes = [route for use in uses for route in use.routes]
     for use in uses:
         for route in use.routes:
             if route.overruled:
-                console().print(overruled(route))
+                console().print(overruled(route, routes))
         # Nobody needs a running RabbitMQ to look at Redis.
         depth = depths[use.name]
         if depth.reason is not None and _concerns(use):
@@ -80,11 +81,11 @@ def capitalised(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def overruled(route: Route) -> str:
-    """What follows from an operator's decision about a route."""
+def overruled(route: Route, routes: Sequence[Route]) -> str:
+    """What follows from an operator's decision about a route, one of ``routes``."""
     others = " and ".join(route.overruled)
     return (
-        f"{named(route)}: an operator decided for {route.broker}; workers that declare {others} follow. "
+        f"{named(route, routes)}: an operator decided for {route.broker}; workers that declare {others} follow. "
         f"Set BROKER (or QUEUE_BROKERS) accordingly when they are restarted."
     )
 
@@ -131,13 +132,14 @@ def _table(uses: list[BrokerUse], depths: dict[str, Depth]) -> Listing:
     table = listing(
         *headings,
         whole=("broker", "triggers", "oldest", "epoch"),
-        below=("carries",),
+        below=("carries", "epoch"),
         numbers=("waiting", "triggers", "oldest", "declare", "consume"),
         notes=(
             "waiting: jobs last published there; triggers: what it holds, also of jobs that went on elsewhere;",
             "declare, consume: living workers",
         ),
     )
+    routes = [route for use in uses for route in use.routes]
     for use in uses:
         table.add_row(
             use.name,
@@ -147,14 +149,16 @@ def _table(uses: list[BrokerUse], depths: dict[str, Depth]) -> Listing:
             use.declared_by,
             use.consumed_by,
             _epoch(use.epoch),
-            ", ".join(map(named, use.routes)),
+            ", ".join(named(route, routes) for route in use.routes),
         )
     return table
 
 
-def named(route: Route) -> str:
-    """What a route is of, in words."""
-    return "every other queue" if route.queue == EVERY_QUEUE else route.queue
+def named(route: Route, routes: Sequence[Route]) -> str:
+    """What a route is of, in words; ``routes`` are all there are, since what is left to the general one depends on the others."""
+    if route.queue != EVERY_QUEUE:
+        return route.queue
+    return "every queue" if all(other.queue == EVERY_QUEUE for other in routes) else "every other queue"
 
 
 def _shown(depth: Depth) -> str:

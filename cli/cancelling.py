@@ -8,12 +8,12 @@ import click
 
 import switchyard
 from cli.choosing import answered, chosen_by, confirm, values_checked
-from cli.ids import NoSuchId, batch_id, job_id, no_job
+from cli.ids import NoSuchId, batch_id, job_id, no_job, require_batch
 from cli.knowing import warn_of_unknown
 from cli.plain import as_json, say_json
 from cli.reporting import reported
 from errors import JobNotFound
-from ledger.states import State
+from ledger.states import ACTIVE, State
 
 
 @click.command("cancel", short_help="Stop jobs, waiting or running.")
@@ -31,7 +31,7 @@ def cancel_command(
     """Cancel the jobs with these IDs, or all that meet every option.
 
     What waits ends at once. What runs is asked to stop, which takes a second, unless it does not let itself be interrupted. Options are
-    counted first, and nothing is done before a yes. The exit code is 1 if one of the IDs could not be cancelled, or the answer is no.
+    counted first, and nothing is done before a yes. The exit code is 1 if one of the IDs cannot be cancelled, or the answer is no.
     """
     filters = {name: value for name, value in filters.items() if value is not None}
     if ids:
@@ -46,12 +46,17 @@ def cancel_command(
     if states:
         filters["state"] = list(states)
     count = switchyard.cancel_many(**filters, all=everything, dry_run=True)
-    if not as_json:
-        click.echo(f"{count.total:,} jobs: {count.cancelled:,} wait, {count.asked:,} run")
     if not count.total:
-        warn_of_unknown(queue=filters.get("queue"), actor=filters.get("actor"))
+        require_batch(filters.get("batch"))
+    if not as_json and (count.total or dry_run):
+        jobs = "1 job" if count.total == 1 else f"{count.total:,} jobs"
+        click.echo(f"{'would cancel ' if dry_run else ''}{jobs}: {count.cancelled:,} wait, {count.asked:,} run")
+    elif not as_json:
+        click.echo("nothing to cancel: no job that waits or runs is like that")
+    if not count.total:
+        warn_of_unknown(**{name: filters.get(name) for name in ("queue", "actor", "tag")})
     if not dry_run and count.total:
-        confirm("Cancel them?" if not as_json else f"Cancel {count.total:,} jobs?", yes=yes)
+        confirm("Cancel?" if not as_json else f"Cancel {count.total:,} jobs?", yes=yes)
         count = switchyard.cancel_many(**filters, all=everything)
         if not as_json:
             click.echo(f"cancelled {count.cancelled:,}, asked {count.asked:,} that run to stop")
@@ -65,10 +70,9 @@ def _cancel_each(ids: tuple[str, ...], *, dry_run: bool, as_json: bool) -> None:
         say_json({"jobs": outcomes, "dry_run": dry_run})
     else:
         for outcome in outcomes:
-            done = dry_run or outcome["cancelled"] or outcome["asked"]
             prefix = "" if outcome["state"] is not None else "switchyard: "
-            click.echo(f"{prefix}{_said(outcome)}", err=outcome["state"] is None or not done)
-    if not all(outcome["state"] is not None and (dry_run or outcome["cancelled"] or outcome["asked"]) for outcome in outcomes):
+            click.echo(f"{prefix}{_said(outcome, dry_run=dry_run)}", err=outcome["refused"] is not None)
+    if any(outcome["refused"] is not None for outcome in outcomes):
         raise click.exceptions.Exit(1)
 
 
@@ -85,7 +89,7 @@ def _cancelled(text: str, *, dry_run: bool) -> dict[str, Any]:
     if job is None:
         return _outcome(id_, refused=str(JobNotFound(id_)))
     running = job.state is State.RUNNING
-    refused = None if done or dry_run else f"has ended before: it is {job.state}"
+    refused = None if done or (dry_run and job.state in ACTIVE) else f"has ended before: it is {job.state}"
     return _outcome(id_, state=job.state, cancelled=done and not running, asked=done and running, refused=refused)
 
 
@@ -95,10 +99,13 @@ def _outcome(
     return {"id": id_, "state": state, "cancelled": cancelled, "asked": asked, "refused": refused}
 
 
-def _said(outcome: dict[str, Any]) -> str:
+def _said(outcome: dict[str, Any], *, dry_run: bool) -> str:
     if outcome["state"] is None:
         return str(outcome["refused"])
     if outcome["refused"]:
         return f"{outcome['id']} {outcome['refused']}"
+    if dry_run:
+        would = "be asked to stop" if outcome["state"] is State.RUNNING else "be cancelled"
+        return f"{outcome['id']} would {would}: it is {outcome['state']}"
     became = "was asked to stop" if outcome["asked"] else f"is {outcome['state']}"
     return f"{outcome['id']} {became}"

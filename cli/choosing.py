@@ -9,8 +9,9 @@ from typing import Any, ParamSpec
 
 import click
 
+from cli.knowing import alike
 from cli.moments import Moment
-from ledger.states import STATE_WORDS, states_named
+from ledger.states import STATE_WORDS, SYNONYMS, State, states_named
 from settings import check_queue
 
 P = ParamSpec("P")
@@ -37,7 +38,7 @@ class StateWord(click.ParamType[str]):
         try:
             states_named(word)
         except ValueError as error:
-            self.fail(str(error), param, ctx)
+            self.fail(f"{error}{alike(word, (*State, *SYNONYMS))}", param, ctx)
         return word
 
 

@@ -15,15 +15,16 @@ from cli.broker_status import run_status
 from cli.choosing import queue_name
 from cli.demo import run_demo
 from cli.keeping import run_keeper
+from cli.knowing import warn_of_unknown
 from cli.migrating import migrate as migrate_database
 from cli.plain import as_json
 from cli.refusals import database_refusal
 from cli.reporting import reported
-from cli.status import version_text
 from cli.supervisor import Supervisor
 from cli.up import run_up
 from errors import LedgerUnavailable, SettingsError
 from runtime.child import Options
+from runtime.identity import own_version
 from runtime.process import REFUSED, spare_last_collections
 from settings import load
 
@@ -32,7 +33,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMG]?)(?:I?B)?", re.IGNORECASE)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version_text(), prog_name="switchyard")
+@click.version_option(own_version(), prog_name="switchyard")
 def main() -> None:
     """Background jobs: Dramatiq actors, a ledger in Postgres, a broker of your choice.
 
@@ -197,4 +198,9 @@ def drain(old: str, new: str, queue: str | None) -> None:
     Workers and senders follow within seconds, whatever their BROKER says, and OLD may be down. Ends when OLD holds nothing that
     matters. Ctrl-C loses nothing: run it again, or leave the rest to the workers.
     """
-    Drain(load(), old, new, queue, Console()).run()
+    if old == new:
+        raise click.UsageError(f"{old} cannot be drained to itself: name another broker with --to")
+    settings = load()
+    # Before the move, which makes the name known.
+    warn_of_unknown(queue=queue)
+    Drain(settings, old, new, queue, Console()).run()

@@ -15,7 +15,7 @@ import click
 import switchyard
 from cli.choosing import answered, confirm, queue_name, values_checked
 from cli.ids import NoSuchId, job_id, no_job
-from cli.knowing import warn_of_unknown
+from cli.knowing import alike, warn_of_unknown
 from cli.listing import details, history, print_traceback
 from cli.moments import Moment, utc
 from cli.plain import as_json, say_json
@@ -23,6 +23,8 @@ from cli.reporting import reported
 from cli.tables import Listing, listing, print_details, print_listing
 from control.dead_letters import Filters, rate_per_second
 from errors import JobNotFound
+from ledger import names
+from ledger.dead import REASONS
 from ledger.job import DeadGroup, DeadLetter
 from ledger.overview import clock
 
@@ -52,7 +54,7 @@ def _rate(context: click.Context, option: click.Parameter, value: str | None) ->
 _FILTERS: Final = (
     click.option("--actor", metavar="NAME", help="Of this actor."),
     click.option("--queue", callback=queue_name, metavar="NAME", help="Of this queue."),
-    click.option("--reason", metavar="REASON", help="Dead for this reason, such as max_retries or worker_lost."),
+    click.option("--reason", metavar="REASON", help=f"Dead for this reason: {', '.join(REASONS)}."),
     click.option("--fingerprint", "--group", metavar="GROUP", help="Of this group, see `groups`."),
     click.option("--error-type", metavar="TYPE", help="With this type of error, such as ValueError."),
     click.option("--search", metavar="WORDS", help="With this in the error or the actor's name, in any case."),
@@ -82,19 +84,19 @@ def list_(limit: int, after: str | None, as_json: bool, **filters: Any) -> None:
     """List dead letters, the latest death first."""
     switchyard.configure()
     page = switchyard.dead_letters(limit=limit, after=after, **_given(filters))
+    if not page.letters:
+        _warn(filters)
     if as_json:
         say_json({"dead_letters": [_plain_letter(letter) for letter in page.letters], "next": page.next})
         return
     headings = ("id", "died", "actor", "reason", "group", "error")
-    table = listing(*headings, whole=("id", "died", "group"), below=("error", "group", "reason"))
+    table = listing(*headings, whole=("id", "died", "group"), below=("error", "group", "reason", "actor"))
     for letter in page.letters:
         job = letter.job
         table.add_row(
             job.id, utc(job.finished_at), job.actor, job.dead_reason, job.fingerprint, _error(job.error_type, job.error)
         )
-    print_listing(table, "no dead letters")
-    if not page.letters:
-        _warn(filters)
+    print_listing(table, "no dead letter is like that" if _given(filters) else "no dead letters")
     if page.next is not None:
         click.echo(f"there are more: --after {page.next}")
 
@@ -140,12 +142,12 @@ def groups(limit: int, as_json: bool, **filters: Any) -> None:
     """
     switchyard.configure()
     found = switchyard.dead_groups(limit=limit, **_given(filters))
+    if not found:
+        _warn(filters)
     if as_json:
         say_json({"groups": [asdict(group) for group in found]})
         return
-    print_listing(_groups(found), "no dead letters")
-    if not found:
-        _warn(filters)
+    print_listing(_groups(found), "no dead letter is like that" if _given(filters) else "no dead letters")
 
 
 @dead.command(short_help="Run dead letters again.")
@@ -196,14 +198,15 @@ def replay(
         confirm(f"Replay {_jobs(wanted)}{'' if rate is None else f' at {rate}'}?", yes=yes)
     how: Any = {"all": everything, "rate": rate, "to_queue": to_queue, "limit": limit, "dry_run": dry_run}
     done = switchyard.replay_many(**how, **given) if wanted else None
+    if not count:
+        _warn(filters)
     if as_json:
         replayed, last_due = (0, None) if done is None else (done.replayed, done.last_due)
         say_json({"matched": count, "replayed": replayed, "last_due": last_due, "dry_run": dry_run})
-    elif done is None:
-        click.echo("no dead letters to replay")
-        _warn(filters)
     elif dry_run:
         click.echo(f"would replay {_jobs(wanted)}")
+    elif done is None:
+        click.echo("no dead letters to replay")
     else:
         last = f", the last is due at {utc(done.last_due)}" if rate is not None and done.last_due is not None else ""
         click.echo(f"replayed {_jobs(done.replayed)}{last}")
@@ -241,12 +244,14 @@ def discard(
     if not dry_run and wanted:
         confirm(f"Remove {_jobs(wanted)} for good?", yes=yes)
     gone = switchyard.discard_many(all=everything, limit=limit, **given).discarded if wanted and not dry_run else 0
+    if not count:
+        _warn(filters)
     if as_json:
         say_json({"matched": count, "discarded": gone, "dry_run": dry_run})
+    elif dry_run:
+        click.echo(f"would discard {_jobs(wanted)}")
     else:
-        click.echo(f"would discard {_jobs(wanted)}" if dry_run else f"discarded {_jobs(gone)}")
-        if not count:
-            _warn(filters)
+        click.echo(f"discarded {_jobs(gone)}" if count else "no dead letters to discard")
 
 
 def _meant(ids: Sequence[str], filters: dict[str, Any], everything: bool) -> Filters:
@@ -263,8 +268,20 @@ def _given(filters: dict[str, Any]) -> Filters:
 
 
 def _warn(filters: dict[str, Any]) -> None:
-    """Nothing was found: perhaps because a name was mistyped."""
-    warn_of_unknown(queue=filters["queue"], actor=filters["actor"])
+    """Nothing was found: perhaps because a name was mistyped.
+
+    Raises:
+        click.UsageError: it was the reason, of which there are so many and no others, but for those that dead letters have.
+    """
+    reason = filters["reason"]
+    if reason is not None and reason not in REASONS:
+        there_are = sorted({*REASONS, *switchyard.database().run(names.known_reasons)})
+        if reason not in there_are:
+            raise click.BadParameter(
+                f"nothing dies of {reason!r}{alike(reason, there_are)}; the reasons are {', '.join(there_are)}",
+                param_hint="--reason",
+            )
+    warn_of_unknown(**{name: filters[name] for name in ("queue", "actor", "error_type", "fingerprint")})
 
 
 def _tell(as_json: bool, done: str, ids: Sequence[str], act: Callable[[str], str | None]) -> None:
@@ -292,7 +309,7 @@ def _acted(text: str, act: Callable[[str], str | None]) -> tuple[str, str | None
 
 def _groups(found: Sequence[DeadGroup]) -> Listing:
     headings = ("jobs", "group", "actor", "reason", "last", "first", "error")
-    table = listing(*headings, whole=("jobs", "group", "last"), below=("error", "first", "reason"), numbers=("jobs",))
+    table = listing(*headings, whole=("jobs", "group", "last"), below=("error", "first", "reason", "actor"), numbers=("jobs",))
     for one in found:
         error = _error(one.error_type, one.error)
         table.add_row(f"{one.count:,}", one.fingerprint, one.actor, one.reason, utc(one.last_at), utc(one.first_at), error)

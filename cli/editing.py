@@ -16,6 +16,7 @@ from cli.loading import load_actors
 from cli.moments import Span, Time, utc
 from cli.reporting import reported
 from errors import JobNotFound
+from ledger.overview import clock
 
 
 class JsonValue(click.ParamType["list[Any] | dict[str, Any]"]):
@@ -44,7 +45,9 @@ class JsonValue(click.ParamType["list[Any] | dict[str, Any]"]):
 @click.option("--kwargs", type=JsonValue(dict), metavar="JSON", help="All keyword arguments, as a JSON object.")
 @click.option("--priority", type=int, metavar="N", help="Lower runs first.")
 @click.option("--delay", type=Span(), metavar="DURATION", help="Run it so much later, such as 90s or 2h; 0 is now.")
-@click.option("--run-at", type=Time(), metavar="TIME", help="Run it then: an ISO time, in UTC or with a zone.")
+@click.option(
+    "--run-at", type=Time(), metavar="TIME", help="Run it then: an ISO time, in UTC or with a zone. One that has passed is now."
+)
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="All its tags; may be repeated.")
 @click.option("--no-tags", is_flag=True, help="Take its tags away.")
 @click.option("--actors", "modules", multiple=True, metavar="MODULE", help="A module with actors; may be repeated.")
@@ -87,4 +90,6 @@ def edit_command(
         click.echo(f"{id_} cannot be changed so: it is {state}", err=True)
         sys.exit(1)
     when = "" if job.wait_reason or job.run_at is None else f", to run {utc(job.run_at)}"
+    if run_at is not None and run_at <= switchyard.database().run(clock):
+        when += f" ({utc(run_at)} has passed: it is due now)"
     click.echo(f"{id_} changed: it is {state}, priority {job.priority}{when}")

@@ -8,6 +8,7 @@ something that somebody wanted, or has to look at some time: dead letters, a pau
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -85,7 +86,7 @@ def problems(
 
 def notes(found: Overview) -> list[Finding]:
     """What is worth a word."""
-    return [*_of_the_dead(found), *_of_the_silent(found), *_of_pauses(found), *_of_routes(found)]
+    return [*_of_the_dead(found), *_of_the_silent(found), *_of_versions(found), *_of_pauses(found), *_of_routes(found)]
 
 
 def in_use(found: Overview, configured: str) -> list[str]:
@@ -172,6 +173,17 @@ def _of_the_silent(found: Overview) -> Iterable[Finding]:
         )
 
 
+def _of_versions(found: Overview) -> Iterable[Finding]:
+    versions = Counter(worker.version or "one that does not say which" for worker in found.living)
+    if len(versions) > 1:
+        counted = ", ".join(f"{version} ({count:,})" for version, count in sorted(versions.items()))
+        yield Finding(
+            kind="mixed_versions",
+            text=f"the living workers run several versions of Switchyard: {counted}",
+            advice="a rolling deployment does that; if none is under way, restart the older ones: `switchyard workers` shows which",
+        )
+
+
 def _of_pauses(found: Overview) -> Iterable[Finding]:
     for pause in found.pauses:
         options = [f"--queue {pause.queue}"] * (pause.queue is not None) + [f"--actor {pause.actor}"] * (pause.actor is not None)
@@ -185,7 +197,7 @@ def _of_pauses(found: Overview) -> Iterable[Finding]:
 def _of_routes(found: Overview) -> Iterable[Finding]:
     for route in found.routes:
         if route.overruled:
-            text, _, advice = overruled(route).partition(". ")
+            text, _, advice = overruled(route, found.routes).partition(". ")
             yield Finding(kind="route_decided", text=text, advice=advice)
 
 

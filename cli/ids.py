@@ -46,6 +46,12 @@ def no_batch(text: str) -> NoSuchId:
     return NoSuchId(f"no group has the id {text!r}{_form(text)}")
 
 
+def require_batch(id_: str | None) -> None:
+    """Nothing was found of a group, by its whole id: perhaps because there is none. Raises: NoSuchId: there is none."""
+    if id_ is not None and not _asked(names.batches_beginning, id_, 1):
+        raise no_batch(id_)
+
+
 def _resolved(text: str, kind: str, beginning: Callable[[Any, str, int], list[Found]]) -> str:
     if _whole(text):
         return str(UUID(text))

@@ -1,12 +1,13 @@
 """Names that nobody knows: done as asked, for they may be meant for a worker that starts tomorrow, but not without a word.
 
 A mistyped queue or actor would otherwise look like success. The word goes to standard error and changes no exit code. Should the ledger not
-answer the second question, there is no word: what was asked for is done.
+answer the second question, there is no word: what was asked for is done. Where the names are a closed set, the command refuses instead,
+with the same hint (``meant``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, Final
 
@@ -20,34 +21,53 @@ from ledger import names
 #: As many names are listed as one can read.
 _LISTED: Final = 12
 
+#: Of each kind of name: how to find those there are, and what it means that one is not among them.
+_KINDS: Final[dict[str, tuple[Callable[[Any], Sequence[str]], str]]] = {
+    "queue": (names.known_queues, "no worker consumes it, and no job was sent to it lately"),
+    "actor": (names.known_actors, "no worker has it, and no job of it was sent lately"),
+    "tag": (names.known_tags, "no job sent lately has it"),
+    "error type": (names.known_error_types, "no dead letter of late has it"),
+    "group": (names.known_fingerprints, "no dead letter of late is of it"),
+}
 
-def warn_of_unknown(*, queue: str | None = None, actor: str | None = None) -> None:
-    """Say on standard error if nothing knows a queue, or an actor, and which names there are."""
-    for kind, name, known in (("queue", queue, names.known_queues), ("actor", actor, names.known_actors)):
+
+def warn_of_unknown(
+    *,
+    queue: str | None = None,
+    actor: str | None = None,
+    tag: str | None = None,
+    error_type: str | None = None,
+    fingerprint: str | None = None,
+) -> None:
+    """Say on standard error if nothing knows one of these names, and which names there are."""
+    given = {"queue": queue, "actor": actor, "tag": tag, "error type": error_type, "group": fingerprint}
+    for kind, name in given.items():
         if name is not None:
-            _warn(kind, name, known)
+            _warn(kind, name)
 
 
-def _warn(kind: str, name: str, known: Callable[[Any], Sequence[str]]) -> None:
+def alike(name: str, there_are: Iterable[str]) -> str:
+    """The question that follows the refusal of a name that looks like others: ``; did you mean a or b?``. Empty if it looks like none."""
+    # What differs in capitals alone is alike.
+    lower = {known.lower(): known for known in there_are}
+    close = [lower[match] for match in get_close_matches(name.lower(), lower, n=3)]
+    return f"; did you mean {' or '.join(map(printable, close))}?" if close else ""
+
+
+def meant(name: str, there_are: Iterable[str]) -> str:
+    """The same, or else the first of those there are; empty if there are none."""
+    found = list(there_are)
+    if (question := alike(name, found)) or not found:
+        return question
+    shown = ", ".join(map(printable, found[:_LISTED]))
+    return f"; there {'is' if len(found) == 1 else 'are'} {shown}{' and more' if len(found) > _LISTED else ''}"
+
+
+def _warn(kind: str, name: str) -> None:
+    known, why = _KINDS[kind]
     try:
         found = switchyard.database().run(known)
     except LedgerUnavailable:
         return
     if name not in found:
-        click.echo(f"switchyard: warning: nothing knows {kind} {name!r}: {_why(kind)}{_others(name, found)}", err=True)
-
-
-def _why(kind: str) -> str:
-    if kind == "queue":
-        return "no worker consumes it, and no job was sent to it lately"
-    return "no worker has it, and no job of it was sent lately"
-
-
-def _others(name: str, found: Sequence[str]) -> str:
-    if not found:
-        return ""
-    close = get_close_matches(name, found, n=3)
-    if close:
-        return f"; did you mean {' or '.join(map(printable, close))}?"
-    shown = ", ".join(map(printable, found[:_LISTED]))
-    return f"; there are {shown}{' and more' if len(found) > _LISTED else ''}"
+        click.echo(f"switchyard: warning: nothing knows {kind} {name!r}: {why}{meant(name, found)}", err=True)

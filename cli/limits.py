@@ -10,7 +10,7 @@ import click
 
 import switchyard
 from cli.choosing import queue_name, values_checked
-from cli.knowing import warn_of_unknown
+from cli.knowing import alike, warn_of_unknown
 from cli.moments import span
 from cli.plain import as_json, say_json
 from cli.reporting import reported
@@ -37,7 +37,7 @@ def list_command(as_json: bool) -> None:
         say_json({"limits": [_plain(limit) for limit in limits]})
         return
     headings = ("of", "limit", "declared", "keys", "used", "waiting", "next free")
-    table = listing(*headings, whole=("of",), below=("declared",), numbers=("keys", "used", "waiting"))
+    table = listing(*headings, whole=("of",), below=("declared", "limit"), numbers=("keys", "used", "waiting"))
     now = switchyard.database().run(clock) if limits else None
     for limit in limits:
         table.add_row(
@@ -88,7 +88,12 @@ def set_command(actor: str | None, queue: str | None, rate: str | None, burst: i
     `switchyard limits reset`; jobs that run already go on.
     """
     whose = _one_of(actor, queue)
-    switchyard.set_limit(actor=actor, queue=queue, rate=rate, burst=burst, concurrency=concurrency)
+    try:
+        switchyard.set_limit(actor=actor, queue=queue, rate=rate, burst=burst, concurrency=concurrency)
+    except ValueError as error:
+        limited = [limit.name for limit in switchyard.limits() if limit.kind != "queue"]
+        hint = "" if actor is None or actor in limited else alike(actor, limited)
+        raise click.UsageError(f"{error}{hint}") from None
     name = queue or actor
     for limit in switchyard.limits():
         if limit.name == name and limit.overridden and (limit.kind == "queue") is (queue is not None):

@@ -12,8 +12,8 @@ import click
 
 import switchyard
 from cli.choosing import chosen_by, values_checked
-from cli.ids import batch_id, job_id, no_job
-from cli.knowing import warn_of_unknown
+from cli.ids import batch_id, job_id, no_job, require_batch
+from cli.knowing import meant, warn_of_unknown
 from cli.moments import off, span, utc
 from cli.plain import as_json, say_json
 from cli.reporting import reported
@@ -24,39 +24,92 @@ from ledger.control import Pause
 from ledger.job import Attempt, Job, LogLine, Worker
 from ledger.overview import clock
 from ledger.read import MAX_LIMIT
-from ledger.states import WAITING, State
+from ledger.states import WAIT_REASONS, WAITING, State, states_named
 
+#: The reasons to wait that are limits.
+LIMITED: Final = ("concurrency", "rate_limit")
+#: The others, as a table says them.
+_WAITED_FOR: Final = {
+    "concurrency": "its turn, which has come", "paused": "the end of a pause", "upstream": "what is before it",
+    "unknown_actor": "a worker that knows it",
+}  # fmt: skip
+_WAIT_REASONS: Final = f"{'; '.join(f'{word}: {what}' for word, what in WAIT_REASONS.items())}. May be repeated."
 #: Longest text of arguments, results and errors in a table, in characters; ``--json`` has them whole.
 MAX_TEXT: Final = 2_000
 
 
+class WaitReason(click.ParamType[str]):
+    """A word of ``wait_reason``."""
+
+    name = "reason"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Check it."""
+        word = str(value).lower()
+        if word not in WAIT_REASONS:
+            self.fail(f"{value!r} is no reason to wait{meant(word, WAIT_REASONS)}", param, ctx)
+        return word
+
+
 @click.command("jobs", short_help="List jobs.")
 @chosen_by
+@click.option("--wait-reason", "wait_reasons", type=WaitReason(), multiple=True, metavar="REASON", help=_WAIT_REASONS)
 @click.option("--limit", type=click.IntRange(1, MAX_LIMIT), default=50, show_default=True, help="How many.")
 @click.option("--after", metavar="CURSOR", help="Go on where the page before ended, as it says.")
 @as_json
 @reported
 @values_checked
 def jobs_command(
-    limit: int, after: str | None, as_json: bool, states: tuple[str, ...], batch: str | None, **filters: Any
+    limit: int,
+    after: str | None,
+    as_json: bool,
+    states: tuple[str, ...],
+    batch: str | None,
+    wait_reasons: tuple[str, ...],
+    **filters: Any,
 ) -> None:
-    """List the jobs that meet every option, the newest first."""
+    """List the jobs that meet every option, the newest first.
+
+    What is in line for a slot of a limit, or over a rate, is scheduled (and pending for a moment when its turn has come):
+    `--wait-reason concurrency --wait-reason rate_limit` lists it whatever its state.
+    """
     if batch is not None:
         batch = batch_id(batch)
-    page = switchyard.list_jobs(state=list(states) or None, limit=limit, after=after, batch=batch, **filters)
+    wanted = filters | {"batch": batch, "wait_reason": list(wait_reasons) or None}
+    page = switchyard.list_jobs(state=list(states) or None, limit=limit, after=after, **wanted)
+    if not page.jobs:
+        require_batch(batch)
+        warn_of_unknown(**{name: filters[name] for name in ("queue", "actor", "tag")})
     if as_json:
         say_json({"jobs": [asdict(job) for job in page.jobs], "next": page.next})
         return
     headings = ("id", "state", "actor", "queue", "age", "waits for")
-    table = listing(*headings, whole=("id", "state", "age"), below=("waits for",))
+    table = listing(*headings, whole=("id", "state", "age"), below=("waits for", "queue", "actor"))
     now = switchyard.database().run(clock)
     for job in page.jobs:
         table.add_row(job.id, job.state, job.actor, job.queue, span(now - job.created_at), _waits_for(job, now))
-    print_listing(table, "no job is like that" if states or batch or any(filters.values()) else "there are no jobs")
-    if not page.jobs:
-        warn_of_unknown(queue=filters["queue"], actor=filters["actor"])
+    print_listing(table, "no job is like that" if states or any(wanted.values()) else "there are no jobs")
     if page.next is not None:
         click.echo(f"there are more: --after {page.next}")
+    if _only_pending(states) and not wait_reasons:
+        _point_to_limited(wanted)
+
+
+def _only_pending(states: Sequence[str]) -> bool:
+    """Whether somebody looks for what waits, and not among the scheduled."""
+    named = frozenset().union(*map(states_named, states))
+    return State.PENDING in named and State.SCHEDULED not in named
+
+
+def _point_to_limited(filters: dict[str, Any]) -> None:
+    """Say where those are that wait for a limit, if any do: to whoever asks they wait, like what is pending."""
+    limited = switchyard.list_jobs(**filters | {"state": State.SCHEDULED, "wait_reason": LIMITED, "limit": 1})
+    if limited.jobs:
+        options = " ".join(f"--wait-reason {reason}" for reason in LIMITED)
+        click.echo(
+            f"switchyard: others wait for a slot or a rate of a limit, as scheduled: `switchyard jobs {options}` lists them",
+            err=True,
+        )
 
 
 @click.command("show", short_help="Show one job.")
@@ -122,7 +175,7 @@ def details(job: Job, now: datetime, why: str | None = None) -> list[tuple[str, 
 
 
 def history(attempts: Sequence[Attempt]) -> Listing:
-    """The executions of a job, as a list."""
+    """The executions of a job, as a list, with a line for those that were counted and not kept."""
     headings = ("attempt", "outcome", "started", "took", "worker", "error")
     table = listing(*headings, whole=("attempt", "outcome", "started", "took"), below=("error", "worker"))
     for attempt in attempts:
@@ -132,6 +185,8 @@ def history(attempts: Sequence[Attempt]) -> Listing:
         table.add_row(
             number, attempt.outcome, utc(attempt.started_at), None if took is None else span(took), attempt.worker, error
         )  # fmt: skip
+        if attempt.omitted:
+            table.add_row("…", f"{attempt.omitted:,} more {attempt.outcome}", None, None, None, "counted, not kept")
     return table
 
 
@@ -148,10 +203,10 @@ def _why(job: Job, pauses: Sequence[Pause], workers: Sequence[Worker]) -> str | 
     """Why a waiting job does not run, in a sentence; None for one that does not wait."""
     if job.state not in WAITING:
         return None
-    names = [pause.what for pause in pauses if pause.queue in (job.queue, None) and pause.actor in (job.actor, None)]
-    if names and job.state is State.PENDING:
+    paused = [pause.what for pause in pauses if pause.queue in (job.queue, None) and pause.actor in (job.actor, None)]
+    if paused and job.state is State.PENDING:
         # Also before a keeper or a worker has parked it.
-        return f"paused: {', '.join(names)}"
+        return f"paused: {', '.join(paused)}"
     if job.wait_reason == "paused":
         return "was paused, goes on in a moment"
     if job.wait_reason == "unknown_actor":
@@ -183,9 +238,18 @@ def _before(id_: str) -> str:
 def _waits_for(job: Job, now: datetime) -> str:
     if job.state not in WAITING:
         return ""
+    if job.state is State.SCHEDULED and job.wait_reason == "concurrency":
+        return f"a slot of {job.blocked_on}"
+    if job.wait_reason == "rate_limit":
+        return f"the rate of {job.rate_key}, {_off(job, now)}"
     if job.wait_reason is not None:
-        return job.blocked_on or job.wait_reason
-    return "a worker" if job.state is State.PENDING else span(max(timedelta(), (job.run_at or now) - now))
+        return _WAITED_FOR.get(job.wait_reason, job.wait_reason)
+    return "a worker" if job.state is State.PENDING else _off(job, now)
+
+
+def _off(job: Job, now: datetime) -> str:
+    """How far off its time is."""
+    return span(max(timedelta(), (job.run_at or now) - now))
 
 
 def _line(line: LogLine) -> str:

@@ -6,19 +6,19 @@ import json
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any, Final
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 import click
 
 import switchyard
 from cli.choosing import queue_name
-from cli.knowing import warn_of_unknown
+from cli.knowing import alike, meant, warn_of_unknown
 from cli.loading import load_actors
 from cli.moments import Span, off, span, utc
 from cli.plain import as_json, say_json
 from cli.reporting import reported
 from cli.tables import listing, print_details, print_listing
-from errors import CronError, ScheduleError, ScheduleNotFound
+from errors import CronError, SwitchyardError
 from ledger.schedules import Schedule
 from runtime.timing import DEFAULT_WINDOW, POLICIES, Timing
 
@@ -56,6 +56,26 @@ def schedules() -> None:
     """
 
 
+def _timezone(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """Check the name of a time zone."""
+    if value is not None:
+        try:
+            _ = Timing("@daily", value).cron
+        except CronError as error:
+            raise click.BadParameter(f"{error.reason}{alike(value, available_timezones())}") from None
+    return value
+
+
+def _cron(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """Check an expression, whatever its time zone."""
+    if value is not None:
+        try:
+            _ = Timing(value, "UTC").cron
+        except CronError as error:
+            raise click.BadParameter(str(error)) from None
+    return value
+
+
 @schedules.command("list", short_help="Every schedule, with its last and next time.")
 @as_json
 @reported
@@ -67,7 +87,7 @@ def list_(as_json: bool) -> None:
         return
     table = listing(
         "name", "actor", "cron", "time zone", "last", "next", "state",
-        whole=("name", "last", "next"), below=("actor", "last", "time zone"),
+        whole=("name", "last", "next"), below=("actor", "last", "time zone", "cron", "state"),
     )  # fmt: skip
     for schedule in found:
         actor = None if schedule.actor == schedule.name else schedule.actor
@@ -93,7 +113,7 @@ def show(name: str, ticks: int, as_json: bool) -> None:
         say_json(_plain(schedule) | {"ticks": [asdict(tick) for tick in passed]})
         return
     _describe(schedule)
-    table = listing("tick", "made", "job", "state", whole=("tick", "job"), below=("made",))
+    table = listing("tick", "made", "job", "state", whole=("tick", "job"), below=("made", "state"))
     for tick in passed:
         table.add_row(
             utc(tick.tick_at), utc(tick.made_at), tick.job_id, tick.error or tick.state or ("gone" if tick.job_id else None)
@@ -105,8 +125,15 @@ def show(name: str, ticks: int, as_json: bool) -> None:
 @schedules.command(short_help="Make a schedule in the ledger.")
 @click.argument("name")
 @click.argument("actor")
-@click.argument("cron")
-@click.option("--timezone", default="UTC", show_default=True, metavar="ZONE", help="An IANA name, such as Europe/Berlin.")
+@click.argument("cron", callback=_cron)
+@click.option(
+    "--timezone",
+    callback=_timezone,
+    default="UTC",
+    show_default=True,
+    metavar="ZONE",
+    help="An IANA name, such as Europe/Berlin.",
+)
 @click.option(
     "--args", type=_Json(list, "list"), default="[]", metavar="JSON", help="Positional arguments, such as '[\"eu\", 5]'."
 )
@@ -146,7 +173,7 @@ def run(name: str, modules: tuple[str, ...]) -> None:
     try:
         load_actors(modules or ("actors",))
     except ModuleNotFoundError as error:
-        raise ScheduleError(name, str(error)) from None
+        raise click.UsageError(str(error)) from None
     click.echo(switchyard.run_schedule(name).message_id)
 
 
@@ -156,6 +183,7 @@ def run(name: str, modules: tuple[str, ...]) -> None:
 def pause(names: tuple[str, ...]) -> None:
     """Have schedules make no more jobs until they are resumed, whatever is restarted or deployed meanwhile."""
     for name in names:
+        _found(name)
         click.echo(f"paused {name}" if switchyard.pause_schedule(name) else f"{name} is paused already")
 
 
@@ -165,6 +193,7 @@ def pause(names: tuple[str, ...]) -> None:
 def resume(names: tuple[str, ...]) -> None:
     """Have schedules go on with the first tick from now on. What fell into the pause is not made up for."""
     for name in names:
+        _found(name)
         resumed = switchyard.resume_schedule(name)
         following = _found(name)
         click.echo(
@@ -178,19 +207,20 @@ def resume(names: tuple[str, ...]) -> None:
 def delete(names: tuple[str, ...]) -> None:
     """Remove created schedules; jobs that they made stay. Declared ones are removed in code."""
     for name in names:
+        _found(name)
         switchyard.delete_schedule(name)
         click.echo(f"deleted {name}")
 
 
 @schedules.command("next", short_help="When a schedule comes next.")
 @click.argument("name", required=False)
-@click.option("--cron", metavar="CRON", help="An expression instead of a schedule, to try it out.")
-@click.option("--timezone", metavar="ZONE", help="Its time zone. [default: UTC, or the schedule's]")
+@click.option("--cron", callback=_cron, metavar="CRON", help="An expression instead of a schedule, to try it out.")
+@click.option("--timezone", callback=_timezone, metavar="ZONE", help="Its time zone. [default: UTC, or the schedule's]")
 @click.option("-n", "--count", type=click.IntRange(1, 1_000), default=5, show_default=True, help="How many times.")
 @as_json
 @reported
 def next_(name: str | None, cron: str | None, timezone: str | None, count: int, as_json: bool) -> None:
-    """Print when a schedule, or an expression, comes next: in UTC, and in its time zone."""
+    """Print when a schedule, or an expression, comes next: in UTC, and in its time zone if that is another."""
     if (name is None) == (cron is None):
         raise click.UsageError("give the NAME of a schedule, or an expression with --cron")
     if name is not None:
@@ -203,16 +233,25 @@ def next_(name: str | None, cron: str | None, timezone: str | None, count: int, 
         local = [tick.astimezone(timing.cron.zone).isoformat() for tick in ticks]
         say_json({"cron": timing.cron.expression, "timezone": timing.timezone, "utc": ticks, "local": local})
         return
-    table = listing("UTC", timing.timezone, notes=(f"cron {timing.cron.expression}, time zone {timing.timezone}",))
+    notes = (f"cron {timing.cron.expression}, time zone {timing.timezone}",)
+    # Where the zone keeps UTC under whatever name, once is enough.
+    elsewhere = any(tick.astimezone(timing.cron.zone).utcoffset() for tick in ticks)
+    table = listing("UTC", *([timing.timezone] if elsewhere else []), notes=notes)
     for tick in ticks:
-        table.add_row(f"{tick:%a} {utc(tick)}", f"{tick.astimezone(timing.cron.zone):%a {_FORM} %Z}")
+        here = f"{tick.astimezone(timing.cron.zone):%a {_FORM} %Z}"
+        table.add_row(f"{tick:%a} {utc(tick)}", *([here] if elsewhere else []))
     print_listing(table)
+
+
+class _NoSuchSchedule(SwitchyardError):
+    """No schedule has this name; the text says which are like it."""
 
 
 def _found(name: str) -> Schedule:
     schedule = switchyard.get_schedule(name)
     if schedule is None:
-        raise ScheduleNotFound(name)
+        others = [other.name for other in switchyard.schedules()]
+        raise _NoSuchSchedule(f"no schedule has the name {name!r}{meant(name, others)}")
     return schedule
 
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import click
@@ -28,6 +27,7 @@ from errors import LedgerUnavailable
 from ledger.database import BoundedConnection, Database, applied_revision
 from ledger.overview import Overview, WorkerState, overview, worker_states
 from ledger.place import place
+from runtime.identity import own_version
 from settings import Settings, load
 
 #: Seconds between two looks of ``--watch``, and the shortest.
@@ -56,15 +56,6 @@ class Report:
     def healthy(self) -> bool:
         """Whether nothing is wrong."""
         return not self.problems
-
-
-def version_text() -> str:
-    """Which version this is."""
-    try:
-        return version("switchyard")
-    except PackageNotFoundError:
-        # A checkout on the path that was never installed.
-        return "unknown (not installed)"
 
 
 @click.command("status", short_help="Is the system healthy? All of it on one screen.")
@@ -103,7 +94,8 @@ def status_command(max_wait: float | None, watch: bool, every: float, as_json: b
 @as_json
 @reported
 def workers_command(as_json: bool) -> None:
-    """Show every worker process: host, process id, busy threads, age of the last heartbeat, broker, queues.
+    """Show every worker process: host, process id, busy threads, age of the last heartbeat, broker, version of
+    Switchyard, queues.
 
     One that ended in order is not shown; one that died is silent, and forgotten after ten leases.
     """
@@ -178,7 +170,7 @@ def _print(report: Report, settings: Settings, *, as_json: bool) -> None:
 def _print_overview(found: Overview, report: Report, settings: Settings) -> None:
     print_details(
         [
-            ("switchyard", f"{version_text()}, {utc(found.now)}"),
+            ("switchyard", f"{own_version()}, {utc(found.now)}"),
             ("ledger", _ledger(found, report, settings)),
             *((name, _broker(name, depth, found)) for name, depth in report.brokers.items()),
             ("schedules", _schedules(found)),
@@ -203,7 +195,7 @@ def _size(count: int) -> str:
 
 
 def _broker(name: str, depth: Depth, found: Overview) -> str:
-    carried = ", ".join(named(route) for route in found.routes if route.broker == name)
+    carried = ", ".join(named(route, found.routes) for route in found.routes if route.broker == name)
     carries = f"carries {carried}" if carried else "carries nothing more"
     answer = "unreachable" if depth.triggers is None else f"reachable, {depth.triggers:,} triggers"
     return f"{answer}, {carries}"
@@ -224,8 +216,9 @@ def _queues(found: Overview) -> Listing:
     if found.at_least:
         notes.append("too many to count: there are more than these figures say")
     table = listing(
-        "queue", *counted, "oldest", "state", whole=("queue",), below=("state",), numbers=(*counted, "oldest"), notes=notes
-    )
+        "queue", *counted, "oldest", "state", whole=("queue",), below=("state", "limited", "retrying", "scheduled", "oldest"),
+        numbers=(*counted, "oldest"), notes=notes,
+    )  # fmt: skip
     for queue in found.queues:
         state = "paused" if queue.paused else f"{queue.parked:,} paused" if queue.parked else None
         oldest = None if queue.oldest is None else span(queue.oldest)
@@ -234,14 +227,19 @@ def _queues(found: Overview) -> Listing:
 
 
 def _workers(workers: Sequence[WorkerState], *, queues: bool = False) -> Listing:
-    headings = ["worker", "host", "pid", "busy", "heartbeat", "up", "broker", "state", *(["queues"] if queues else [])]
+    headings = ["worker", "host", "pid", "busy", "heartbeat", "up", "broker", "version", "state", *(["queues"] if queues else [])]
     numbers = ("pid", "busy", "heartbeat", "up")
-    table = listing(*headings, whole=("worker", "pid", "busy", "heartbeat"), below=("queues", "host", "state"), numbers=numbers)
+    table = listing(
+        *headings,
+        whole=("worker", "busy", "heartbeat"),
+        below=("queues", "host", "pid", "up", "broker", "version", "state"),
+        numbers=numbers,
+    )
     for worker in workers:
         now = worker.beat_at.timestamp() + worker.silence
         cells = [
             worker.id, worker.host, worker.pid, f"{worker.busy}/{worker.threads}", span(worker.silence),
-            span(now - worker.started_at.timestamp()), worker.broker, None if worker.alive else "silent",
+            span(now - worker.started_at.timestamp()), worker.broker, worker.version, None if worker.alive else "silent",
         ]  # fmt: skip
         table.add_row(*cells, *([", ".join(worker.queues)] if queues else []))
     return table
@@ -251,7 +249,7 @@ def _plain(report: Report) -> dict[str, Any]:
     found = report.overview
     plain: dict[str, Any] = {
         "healthy": report.healthy,
-        "version": version_text(),
+        "version": own_version(),
         "at": None if found is None else found.now,
         "ledger": {"reachable": report.reachable, "revision": report.revision},
         "brokers": [

@@ -2,8 +2,8 @@
 
 A list whose rows fit has each in a line. If they do not, the columns that may go below (errors, reasons) follow under their row, indented
 and by their names; if that is not enough, the others are broken, the widest first, but for ids and the like, which never are. Of those
-that may go below, one without any value is left out. A pipe or a file gets each row in one line. Colours go to a terminal alone, and not
-where NO_COLOR is set.
+that may go below, one without any value is left out; where there is no room, so is one that counts nothing. A pipe or a file gets each
+row in one line. Colours go to a terminal alone, and not where NO_COLOR is set.
 """
 
 from __future__ import annotations
@@ -112,9 +112,9 @@ def print_paragraph(label: str, *texts: str, style: str = "") -> None:
 
 
 def _lines(table: Listing, room: int) -> Iterable[Text]:
-    # What has nothing to say needs no room; of the others the first goes first.
-    below = sorted(table.below, key=lambda heading: any(_has(table, row, heading) for row in table.rows))
-    empty = sum(not any(_has(table, row, heading) for row in table.rows) for heading in below)
+    # What is empty needs no room, what counts nothing can do without; of the others the first goes first.
+    below = sorted(table.below, key=lambda heading: _weight(table, heading))
+    empty = sum(_weight(table, heading) == 0 for heading in below)
     sunk: list[str] = []
     for position in range(empty, len(below) + 1):
         sunk = below[:position]
@@ -129,15 +129,26 @@ def _lines(table: Listing, room: int) -> Iterable[Text]:
     yield from _row(table, table.headings, beside, widths, gap, heading=True)
     for row in table.rows:
         yield from _row(table, row, beside, widths, gap)
-        rest = "  ".join(
-            f"{heading}: {row[table.headings.index(heading)]}" for heading in reversed(sunk) if _has(table, row, heading)
-        )
+        rest = "  ".join(f"{heading}: {_cell(table, row, heading)}" for heading in reversed(sunk) if _has(table, row, heading))
         for piece in _folded(rest, room - INDENT) if rest else ():
             yield Text(" " * INDENT + piece, "dim")
 
 
+def _cell(table: Listing, row: Sequence[str], heading: str) -> str:
+    return row[table.headings.index(heading)]
+
+
+def _weight(table: Listing, heading: str) -> int:
+    """What a column has to say: 0 nothing at all, 1 that nothing was counted, 2 something."""
+    if any(_has(table, row, heading) for row in table.rows):
+        return 2
+    return int(any(_cell(table, row, heading) for row in table.rows))
+
+
 def _has(table: Listing, row: Sequence[str], heading: str) -> bool:
-    return row[table.headings.index(heading)] != ""
+    """Whether a cell is worth its name below the row."""
+    cell = _cell(table, row, heading)
+    return cell != "" and not (cell == "0" and heading in table.numbers)
 
 
 def _sum(widths: Sequence[int], gap: int) -> int:
@@ -196,4 +207,5 @@ def _folded(text: str, room: int) -> list[str]:
             lines.append(line)
         *full, line = chop_cells(word, room) or [""]
         lines += full
-    return [*lines, line]
+    # Of two blanks between words one may be left at the end.
+    return [line.rstrip() for line in (*lines, line)]

@@ -20,7 +20,7 @@ from structlog.stdlib import get_logger
 
 from control import access, edited_job
 from errors import JobNotFound
-from ledger import dead, read
+from ledger import batches, dead, read
 from ledger.database import BoundedConnection
 from ledger.dead import DeadFilter
 from ledger.job import DeadGroup, DeadPage
@@ -44,6 +44,9 @@ MIN_RATE: Final = 1e-6
 #: How to give other arguments where a process that does not know the actor may not.
 _WAY: Final = "replay it in a program that imports it"
 _STRANDED: Final = "it is a step of a workflow, and a job that it waits for was removed"
+_PRUNED: Final = (
+    "retention has begun to remove its workflow, which cannot be completed any more; send what is missing as new jobs"
+)
 _RATE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(s|sec|second|m|min|minute|h|hour|d|day)\s*", re.IGNORECASE)
 _SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 
@@ -86,7 +89,8 @@ class Replays:
 
     @property
     def left(self) -> int:
-        """How many stay dead: their key is in use by an active job or by an earlier one of this replay, or they were beyond the limit."""
+        """How many stay dead: their key is in use by an active job or by an earlier one of this replay, their workflow is not whole any
+        more, or they were beyond the limit."""
         return max(0, self.matched - self.replayed)
 
 
@@ -151,7 +155,7 @@ def replay(
         kwargs: keyword arguments instead of those sent; default: those.
 
     Returns: False: it is neither dead nor cancelled, or another active job has its key, or it is a step of a workflow and what it waits for
-        was removed; ``try_replay`` says which.
+        was removed, or retention has begun to remove its workflow; ``try_replay`` says which.
 
     Raises:
         JobNotFound: no job has this id.
@@ -206,7 +210,7 @@ def _replay_changed(job_id: str, args: Sequence[Any] | None, kwargs: Mapping[str
     done = access.ask(lambda connection: edited_job.settled(connection, job_id, lambda: again(connection)))
     if done is None:
         return _refusal(job_id)
-    return Replay(done=True) if done else Replay(done=False, refused=_STRANDED)
+    return Replay(done=True) if done else Replay(done=False, refused=_why_stranded(job_id))
 
 
 def _refusal(job_id: str) -> Replay:
@@ -218,8 +222,13 @@ def _refusal(job_id: str) -> Replay:
         return Replay(done=False, refused=f"it is {job.state}; only a dead or cancelled job is replayed")
     holder = access.ask(lambda connection: dead.key_holder(connection, job_id))
     if holder is None:
-        return Replay(done=False, refused=_STRANDED)
+        return Replay(done=False, refused=_why_stranded(job_id))
     return Replay(done=False, refused=f"its key is in use by job {holder}", holder=holder)
+
+
+def _why_stranded(job_id: str) -> str:
+    """What its workflow lacks."""
+    return _PRUNED if access.ask(lambda connection: batches.was_pruned(connection, job_id)) else _STRANDED
 
 
 def replay_many(

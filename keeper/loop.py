@@ -19,7 +19,7 @@ from errors import LedgerUnavailable
 from keeper.alarm import Alarm
 from keeper.duties import DUTIES, SCHEDULE
 from keeper.duty import Duty, Keeping, KeepsBroker, KeepsNode
-from keeper.relay import relay
+from keeper.relay import Passed, relay
 from ledger import schedules
 from ledger.database import BoundedConnection
 from runtime.outage import Outage
@@ -50,6 +50,7 @@ class Keeper:
         self._thread: threading.Thread | None = None
         self._connection: BoundedConnection | None = None
         self._lost = False
+        self._passed = Passed()
 
     def start(self, node: KeepsNode) -> None:
         """Run the duties in a thread until ``stop``."""
@@ -148,7 +149,8 @@ class Keeper:
             own=keeping.settings.broker,
             carriers=self._broker.carriers,
             grace=keeping.settings.lease,
-            routes=self._broker.routes.brokers,
+            routes=self._broker.routes,
+            passed=self._passed,
         )
         if rung:
             self._alarm.hush(in_vain=not relayed)

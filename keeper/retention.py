@@ -5,6 +5,10 @@ most five hundred removals, with a pause after each; so it needs no index of its
 scan. How far the walk got is stored, so that whichever keeper has the next turn goes on there. When it is over, the next one begins after
 an hour, sooner where jobs are kept for less than a day.
 
+A replay never sees half of a workflow. What is to go is held first, with the outermost batch around it, and looked at once more, so that
+whoever replays something that relies on it comes before that and keeps it, or is refused (``ledger.batches.wait_again``). What is left of
+a workflow that did not succeed, once retention has begun with it, is not replayed any more (``batch.pruned_at``).
+
 If the process dies in a turn, the turn is rolled back, and another keeper does it.
 """
 
@@ -80,16 +84,44 @@ def prune(connection: Connection[Any], settings: Settings, *, after: int = 0, no
         now: a ``datetime`` instead of the database's clock, for tests.
     """
     states, kinds, names, seconds = map(list, zip(*rules(settings), strict=True))
-    parameters = {
+    parameters: dict[str, Any] = {
         "states": states,
         "kinds": kinds,
         "names": names,
         "seconds": seconds,
         "after": after,
+        "upto": None,
         "page": PAGE,
         "limit": LIMIT,
         "now": now,
     }
-    row = connection.execute(SQL["prune"], parameters).fetchone()
+    with connection.transaction():
+        found, position, over = _look(connection, parameters)
+        held = _hold(connection, found)
+        if held:
+            # Once more, in a snapshot taken when the rows were held: a replay that was committed in between is seen, and none can be now.
+            again, *_ = _look(connection, parameters | {"upto": max(held)})
+            held = {id_: root for id_, root in again.items() if id_ in held}
+        if held:
+            if roots := sorted({root for root in held.values() if root}):
+                connection.execute(SQL["mark_pruned"], {"ids": roots})
+            connection.execute(SQL["prune"], {"ids": list(held)}).fetchall()
+    return len(held), position, over
+
+
+def _look(connection: Connection[Any], parameters: dict[str, Any]) -> tuple[dict[int, str], int, bool]:
+    """What of a page may go, each with the outermost batch around it (or an empty text); the id to go on after, and whether it is over."""
+    row = connection.execute(SQL["prunable"], parameters).fetchone()
     assert row is not None
-    return row[0], row[1] or 0, row[2]
+    return dict(zip(row[0], row[1], strict=True)), row[2] or 0, row[3]
+
+
+def _hold(connection: Connection[Any], found: dict[int, str]) -> dict[int, str]:
+    """Those of the jobs that can be held now, with the workflows that they are in; what others have in hand has the next walk."""
+    if roots := sorted({root for root in found.values() if root}):
+        free = {row[0] for row in connection.execute(SQL["hold_workflows"], {"ids": roots}).fetchall()}
+        found = {id_: root for id_, root in found.items() if not root or root in free}
+    if not found:
+        return {}
+    ids = {row[0] for row in connection.execute(SQL["hold_prunable"], {"ids": list(found)}).fetchall()}
+    return {id_: root for id_, root in found.items() if id_ in ids}

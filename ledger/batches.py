@@ -85,20 +85,33 @@ def cancel_hopeless(connection: Conn, removed: Sequence[tuple[str, str | None]])
     return cancel_followers(connection, [message_id for message_id, _ in removed] + around)
 
 
-def wait_again(connection: Conn, message_ids: Sequence[str]) -> bool:
-    """Let steps that a replay has just made pending or scheduled wait for what they were never given; in the replay's transaction.
+def wait_again(connection: Conn, message_ids: Sequence[str]) -> set[str]:
+    """Let jobs that a replay has just made pending or scheduled take their places in their workflows again; in the replay's transaction.
+    Steps wait for what they were never given.
 
-    Returns whether all of that can still come. False: a job was removed, so one of these steps would wait for ever.
+    Returns those for which that is no use, and which the caller has to roll back: what a step waits for, near or far, was removed, so it
+    would wait for ever; or retention has begun to remove the workflow, so it cannot be completed.
     """
-    rows = connection.execute(SQL["wait_again"], {"message_ids": list(message_ids)}).fetchall()
-    awaited = {row[0] for row in rows}
-    if awaited:
-        awaited -= {row[0] for row in connection.execute(SQL["hold_upstreams"], {"ids": sorted(awaited)}).fetchall()}
-    if awaited:
-        # Before it is looked at, in a snapshot taken afterwards: whoever removes a job of it comes before that, or sees the steps waiting.
-        connection.execute(SQL["hold_batches"], {"ids": sorted(awaited)}).fetchall()
-        awaited -= {row[0] for row in connection.execute(SQL["hopeful_batches"], {"ids": sorted(awaited)}).fetchall()}
-    return not awaited
+    connection.execute(SQL["wait_again"], {"message_ids": list(message_ids)})
+    rows = connection.execute(SQL["relied_on"], {"message_ids": list(message_ids)}).fetchall()
+    if not rows:
+        return set()
+    needed = sorted({id_ for _, id_, outermost in rows if not outermost})
+    roots = sorted({id_ for _, id_, outermost in rows if outermost})
+    # Jobs first, as whoever discards one does. All before they are looked at, in a snapshot taken afterwards: whoever removes a job comes
+    # before that, or sees the replay.
+    present = {row[0] for row in connection.execute(SQL["hold_upstreams"], {"ids": needed}).fetchall()} if needed else set()
+    connection.execute(SQL["hold_batches"], {"ids": sorted({*needed, *roots})}).fetchall()
+    if needed:
+        present |= {row[0] for row in connection.execute(SQL["hopeful_batches"], {"ids": needed}).fetchall()}
+    whole = {row[0] for row in connection.execute(SQL["whole_workflows"], {"ids": roots}).fetchall()} if roots else set()
+    return {replayed for replayed, id_, outermost in rows if id_ not in (whole if outermost else present)}
+
+
+def was_pruned(connection: Conn, message_id: str) -> bool:
+    """Whether retention has begun to remove the workflow that a job is in."""
+    row = connection.execute(SQL["was_pruned"], {"message_id": message_id}).fetchone()
+    return row is not None and bool(row[0])
 
 
 def close(connection: Conn, ids: Sequence[str], *, now: datetime | None = None) -> bool:

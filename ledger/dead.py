@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
@@ -38,6 +38,12 @@ ROUNDS: Final = 5
 _CURSOR = struct.Struct(">BqQ")
 _CURSOR_VERSION = 1
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+#: Why jobs die, as far as it is Switchyard that says so; an error class derived from ``Permanent`` may have a ``dead_reason`` of its own.
+REASONS: Final = (
+    "max_retries", "permanent", "time_limit", "result_unstorable", "worker_lost", "expired", "unknown_actor", "undecryptable", "untold",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +144,11 @@ class Chunk(NamedTuple):
 
 
 class _Stranded(Exception):
-    """A step would wait for what cannot come; its replay is rolled back."""
+    """Jobs whose workflow is not whole any more: their replay is rolled back."""
+
+    def __init__(self, message_ids: Iterable[str] = ()) -> None:
+        super().__init__()
+        self.message_ids = set(message_ids)
 
 
 def page(connection: Conn, wanted: DeadFilter, *, limit: int = read.DEFAULT_LIMIT, after: str | None = None) -> DeadPage:
@@ -218,7 +228,7 @@ def chunks(connection: Conn, wanted: DeadFilter, *, size: int, limit: int | None
 
 def replay(connection: Conn, message_id: str, *, queue: str | None = None) -> bool:
     """Begin a new generation of a dead or cancelled job, due at once. False: it is neither, or its key is in use (``key_holder``), or it is
-    a step and what it waits for was removed.
+    a step and what it waits for was removed, or retention has begun with its workflow (``batches.was_pruned``).
 
     Parameters:
         queue: the queue that it goes to; None: its own.
@@ -228,7 +238,7 @@ def replay(connection: Conn, message_id: str, *, queue: str | None = None) -> bo
         # Of a caller's transaction nothing is lost by the refusal.
         with connection.transaction():
             done = connection.execute(SQL["replay"], values).fetchone() is not None
-            if done and not batches.wait_again(connection, [message_id]):
+            if done and batches.wait_again(connection, [message_id]):
                 raise _Stranded
             return done
     except (UniqueViolation, _Stranded):
@@ -245,8 +255,8 @@ def replay_changed(
     period: PeriodKey | None,
     queue: str | None = None,
 ) -> bool:
-    """``replay`` a job with other arguments, and as what it counts as with them; its row is locked. False: it is a step and what it waits
-    for was removed.
+    """``replay`` a job with other arguments, and as what it counts as with them; its row is locked. False: its workflow is not whole any
+    more, as with ``replay``.
 
     Parameters:
         payload: JSON text instead of what was sent.
@@ -263,7 +273,7 @@ def replay_changed(
             if period is not None:
                 move_period_key(connection, period)
             connection.execute(SQL["replay"], {"message_id": message_id, "queue": queue, "payload": payload})
-            if not batches.wait_again(connection, [message_id]):
+            if batches.wait_again(connection, [message_id]):
                 raise _Stranded
     except UniqueViolation:
         raise KeyTaken(job.actor, (job if keys is None else keys).unique_key or "") from None
@@ -287,7 +297,7 @@ def replay_rows(
     base: datetime | None = None,
     queue: str | None = None,
 ) -> Chunk:
-    """Replay one chunk of dead rows in their order, all or none of those that can be.
+    """Replay one chunk of dead rows in their order, all or none of those that can be; those whose workflow is not whole any more cannot.
 
     Parameters:
         interval: seconds from one row's due time to the next one's.
@@ -295,18 +305,25 @@ def replay_rows(
         base: when the whole replay began, on the database's clock; None: now.
         queue: the queue that they go to; None: each its own.
     """
-    values = {"ids": plain(ids), "interval": interval, "ahead": ahead, "base": base, "queue": queue}
-    for round_ in range(1, ROUNDS + 1):
+    without: list[str] = []
+    values = {"ids": plain(ids), "interval": interval, "ahead": ahead, "base": base, "queue": queue, "without": without}
+    round_ = 1
+    while True:
         try:
             with connection.transaction():
                 rows = connection.execute(SQL["replay_rows"], values, prepare=False).fetchall()
-                if steps := [row[3] for row in rows if row[3] is not None]:
-                    batches.wait_again(connection, steps)
+                placed = [row[3] for row in rows if row[3] is not None]
+                if placed and (lost := batches.wait_again(connection, placed)):
+                    raise _Stranded(lost)
                 break
+        except _Stranded as error:
+            # Each time some rows fewer.
+            without += error.message_ids
         except UniqueViolation:
             # A key was taken between the look and the write: the next look sees it.
             if round_ == ROUNDS:
                 raise
+            round_ += 1
     return Chunk(len(rows), rows[0][1] if rows else base, max((row[2] for row in rows), default=None))
 
 

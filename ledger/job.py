@@ -48,7 +48,7 @@ class Job:
     stage: str | None
     #: What the actor returned; only of a completed job.
     result: Any
-    #: The last failure; gone once the job completes (``attempts`` keeps them all).
+    #: The last failure; gone once the job completes (``attempts`` knows them all).
     error_type: str | None
     error: str | None
     #: Why a dead job is dead, e.g. ``max_retries``.
@@ -89,7 +89,7 @@ AttemptOutcome = Literal["running", "completed", "failed", "lost", "released", "
 class Attempt:
     """One execution of a job."""
 
-    #: Counts the executions within a generation, from 1. Gaps do not occur.
+    #: Counts the executions within a generation, from 1. What lies in a gap was counted as ``omitted`` of one before it.
     attempt: int
     #: Which replay it belongs to; 1 is the original send.
     generation: int
@@ -102,6 +102,9 @@ class Attempt:
     error_type: str | None
     error: str | None
     traceback: str | None
+    #: How many later executions with this outcome are not kept, nor their log: they came between this one and the next in the list that
+    #: ended so. Of each outcome a job keeps the first ten executions and the latest ninety to a hundred.
+    omitted: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,3 +258,5 @@ class Worker:
     #: Seconds of silence after which it counts as dead.
     lease: float
     jobs: tuple[HeldJob, ...]
+    #: The version of Switchyard that it runs; None: one that did not say so yet.
+    version: str | None = None

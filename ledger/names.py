@@ -63,6 +63,26 @@ def known_actors(connection: Conn) -> list[str]:
     return [row[0] for row in connection.execute(SQL["known_actors"], {"recent": RECENT}).fetchall()]
 
 
+def known_tags(connection: Conn) -> list[str]:
+    """The tags of jobs that were sent lately."""
+    return [row[0] for row in connection.execute(SQL["known_tags"], {"recent": RECENT}).fetchall()]
+
+
+def known_error_types(connection: Conn) -> list[str]:
+    """The types of error of the latest dead letters."""
+    return [row[0] for row in connection.execute(SQL["known_error_types"], {"recent": RECENT}).fetchall()]
+
+
+def known_fingerprints(connection: Conn) -> list[str]:
+    """The groups that the latest dead letters are of."""
+    return [row[0] for row in connection.execute(SQL["known_fingerprints"], {"recent": RECENT}).fetchall()]
+
+
+def known_reasons(connection: Conn) -> list[str]:
+    """Why the latest dead letters are dead."""
+    return [row[0] for row in connection.execute(SQL["known_reasons"], {"recent": RECENT}).fetchall()]
+
+
 def _within(connection: Conn, statement: str, text: str, limit: int) -> list[tuple[Any, ...]]:
     ends = id_range(text)
     if ends is None:

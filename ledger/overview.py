@@ -77,6 +77,8 @@ class WorkerState:
     #: Seconds since its last heartbeat, and after how many it counts as dead.
     silence: float
     lease: float
+    #: The version of Switchyard that it runs; None: one that did not say so yet.
+    version: str | None = None
 
     @property
     def alive(self) -> bool:
@@ -198,7 +200,7 @@ def worker_states(connection: Conn) -> list[WorkerState]:
     return [
         WorkerState(
             id=row[0], host=row[1], pid=row[2], broker=row[3], consumes=tuple(row[4]), queues=tuple(row[5]), threads=row[6],
-            held=row[7], started_at=row[8], beat_at=row[9], silence=row[10], lease=row[11],
+            held=row[7], started_at=row[8], beat_at=row[9], silence=row[10], lease=row[11], version=row[12],
         )
         for row in _rows(connection, "overview_workers")
     ]  # fmt: skip

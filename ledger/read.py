@@ -25,7 +25,7 @@ from errors import JobNotFound
 from ledger.job import Attempt, Count, Counts, HeldJob, Job, LogLine, Page, QueueDepth, Worker
 from ledger.sealed import masked
 from ledger.sql import SQL
-from ledger.states import WAITING, State, states_named
+from ledger.states import WAIT_REASONS, WAITING, State, states_named
 
 Conn = Connection[Any]
 
@@ -74,6 +74,7 @@ def list_jobs(
     tag: str | None = None,
     parent_id: str | UUID | None = None,
     batch: str | UUID | None = None,
+    wait_reason: str | Iterable[str] | None = None,
     created_after: datetime | None = None,
     created_before: datetime | None = None,
     limit: int = DEFAULT_LIMIT,
@@ -84,14 +85,16 @@ def list_jobs(
     Parameters:
         state: a state, another queue's word for one (``waiting``, ``failed`` …), or several of these: any of them.
         batch: only the jobs of this batch (a group's ``id``).
+        wait_reason: only jobs that wait for this, a word of ``WAIT_REASONS``, or several: any of them. Who waits for a limit may be
+            scheduled or pending.
         created_after: not older than this; aware.
         created_before: older than this; aware.
         limit: jobs on the page, 1 to 200.
         after: ``next`` of the page before. Jobs sent meanwhile do not shift the pages.
 
     Raises:
-        ValueError: an unknown state, a limit out of range, a naive time, a parent id that is no UUID, or an ``after`` that no
-            page gave out.
+        ValueError: an unknown state or reason to wait, a limit out of range, a naive time, a parent id that is no UUID, or an ``after``
+            that no page gave out.
     """
     if not 1 <= limit <= MAX_LIMIT:
         raise ValueError(f"limit {limit} is out of range: 1 to {MAX_LIMIT} jobs on a page")
@@ -103,6 +106,7 @@ def list_jobs(
         tag=tag,
         parent_id=parent_id,
         batch=batch,
+        wait_reason=wait_reason,
         created_after=created_after,
         created_before=created_before,
     )
@@ -135,11 +139,17 @@ def _conditions(
     tag: str | None = None,
     batch: str | UUID | None = None,
     parent_id: str | UUID | None = None,
+    wait_reason: str | Iterable[str] | None = None,
     created_after: datetime | None = None,
     created_before: datetime | None = None,
 ) -> tuple[list[str], dict[str, Any]]:
     """Filters as conditions and the values in them. Raises: ValueError: one of them is wrong."""
     where, values = ["true"], dict[str, Any]()
+    if wait_reason is not None:
+        values["wait_reasons"] = _wait_reasons(wait_reason)
+        where.append("wait_reason = ANY(%(wait_reasons)s::text[])")
+        # Nobody else has one, and these have indexes.
+        states = WAITING if states is None else states
     if states is not None:
         where.append(_in_states(states))
     for column, value in (("actor", actor), ("queue", queue)):
@@ -166,6 +176,14 @@ def _conditions(
         where.append("created_at < %(until)s AND id < %(last)s")
         values |= {"until": created_before, "last": _first_id_from(connection, created_before + CREATION_SKEW)}
     return where, values
+
+
+def _wait_reasons(given: str | Iterable[str]) -> list[str]:
+    reasons = [given] if isinstance(given, str) else list(given)
+    for reason in reasons:
+        if reason not in WAIT_REASONS:
+            raise ValueError(f"wait_reason {reason!r} is unknown; use {', '.join(WAIT_REASONS)}")
+    return reasons
 
 
 def children(connection: Conn, message_id: str | UUID) -> list[Job]:
@@ -217,7 +235,8 @@ def queue_depths(connection: Conn, *, now: datetime | None = None) -> list[Queue
 
 
 def attempts(connection: Conn, message_id: str | UUID) -> list[Attempt]:
-    """List every execution of a job in order, the running one and the one that completed included.
+    """List the executions of a job in order, the running one and the one that completed included. Of each outcome the first ten and the
+    latest ninety or so are kept; the others are counted (``Attempt.omitted``).
 
     Raises:
         JobNotFound: no job has this id.
@@ -226,7 +245,7 @@ def attempts(connection: Conn, message_id: str | UUID) -> list[Attempt]:
     return [
         Attempt(
             attempt=row[0], generation=row[1], worker=row[2], started_at=row[3], finished_at=row[4], outcome=row[5],
-            error_type=row[6], error=row[7], traceback=row[8],
+            error_type=row[6], error=row[7], traceback=row[8], omitted=row[9],
         )
         for row in rows
     ]  # fmt: skip
@@ -259,7 +278,7 @@ def workers(connection: Conn, *, now: datetime | None = None) -> list[Worker]:
     return [
         Worker(
             id=row[0], host=row[1], pid=row[2], broker=row[3], queues=tuple(row[4]), threads=row[5], running=row[6],
-            counters=row[7], started_at=row[8], beat_at=row[9], lease=row[10], jobs=tuple(held[row[0]]),
+            counters=row[7], started_at=row[8], beat_at=row[9], lease=row[10], jobs=tuple(held[row[0]]), version=row[11],
         )
         for row in rows
     ]  # fmt: skip

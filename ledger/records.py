@@ -223,6 +223,8 @@ class DueJob:
     broker: str
     #: It is paused: nothing is to be published.
     parked: bool = False
+    #: For how many seconds the last one of those taken with it had been due.
+    reached: float = 0.0
 
 
 class Unclaimed(NamedTuple):
@@ -264,3 +266,5 @@ class WorkerRow:
     counters: dict[str, int] = field(default_factory=dict)
     #: The actors it knows; None: it does not say.
     actors: list[str] | None = None
+    #: The version of Switchyard that it runs; None: it does not say.
+    version: str | None = None

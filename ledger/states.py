@@ -69,6 +69,16 @@ SYNONYMS: Final[dict[str, frozenset[State]]] = {
 }
 
 
+#: Why a waiting job does not run, when it is not for want of its time or of a free worker: the words of ``wait_reason``, and their meaning.
+WAIT_REASONS: Final[dict[str, str]] = {
+    "concurrency": "in line for a slot",
+    "rate_limit": "over a rate, for the time that it was promised",
+    "paused": "for the end of a pause",
+    "upstream": "for the job or group before it",
+    "unknown_actor": "for a worker that knows its actor",
+}
+
+
 def _state_words() -> str:
     meant = {word: "/".join(state for state in State if state in states) for word, states in SYNONYMS.items()}
     return f"{', '.join(State)}; or another queue's word: {', '.join(f'{word} (= {states})' for word, states in meant.items())}"

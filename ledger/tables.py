@@ -4,7 +4,7 @@ Alembic compares the migrations against this module, and the filtered reads are 
 SQL in ``ledger/sql``. Everything lives in a schema of its own, so that the ledger can share a database with the application.
 
     job       one row per job, the truth about it
-    attempt   one row per execution that did not complete (a completed one is the job's own row)
+    attempt   one row per execution that did not complete (a completed one is the job's own row); of very many, the first and the latest
     job_log   lines an actor wrote with ``job.log()``
     job_step  results that an actor remembered with ``job.step()``
     batch     one row per group: what it counts, and what is sent when it ends
@@ -253,6 +253,9 @@ attempt = Table(
     Column("error_type", Text),
     Column("error", Text),
     Column("traceback", Text),
+    # How many later ones of this outcome were not kept, up to the next that was: of each outcome a job keeps the first ten and the latest
+    # ninety (ADR 36; the trigger attempt_trim_history, migration 0013).
+    Column("omitted", BigInteger, nullable=False, server_default=text("0")),
     CheckConstraint("outcome IN ('failed', 'lost', 'released', 'snoozed', 'cancelled')", name="outcome_known"),
 )
 
@@ -309,6 +312,8 @@ batch = Table(
     Column("died_at", DateTime(timezone=True)),
     Column("completed_at", DateTime(timezone=True)),
     Column("succeeded_at", DateTime(timezone=True)),
+    # Of an outermost batch: since when retention has been removing jobs of it and of those within it; none of them is replayed any more.
+    Column("pruned_at", DateTime(timezone=True)),
     # What the keeper looks through: what has begun and has not succeeded, and what may never begin.
     Index("batch_open", "number", postgresql_where=text("succeeded_at IS NULL AND waits_for IS NULL")),
     Index("batch_unbegun", "number", postgresql_where=text("waits_for IS NOT NULL AND completed_at IS NULL")),
@@ -353,7 +358,8 @@ worker = Table(
     Column("queues", ARRAY(Text), nullable=False),
     Column("threads", Integer, nullable=False),
     Column("running", Integer, nullable=False, server_default=text("0")),
-    # What the process counted since its start: triggers dropped as undecodable, unknown or stale, claims refused, and so on.
+    # What the process counted since its start: triggers dropped as undecodable, unknown or stale, claims refused, and so on; and
+    # its "version", see heartbeat.sql.
     Column("counters", JSONB, nullable=False, server_default=text("'{}'")),
     Column("started_at", DateTime(timezone=True), nullable=False, server_default=NOW),
     Column("beat_at", DateTime(timezone=True), nullable=False, server_default=NOW),

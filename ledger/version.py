@@ -7,4 +7,4 @@ from typing import Final
 #: The schema of the ledger's tables.
 SCHEMA: Final = "switchyard"
 #: The newest revision of ``migrations/versions``.
-LEDGER_REVISION: Final = "0012"
+LEDGER_REVISION: Final = "0013"

@@ -376,6 +376,7 @@ def beat(connection: Conn, worker: WorkerRow) -> None:
             "threads": worker.threads,
             "running": worker.running,
             "counters": json.dumps(worker.counters),
+            "version": worker.version,
             "lease": worker.lease,
             "actors": worker.actors,
             "routes": json.dumps(worker.routes),
@@ -421,6 +422,7 @@ def relay_due(
     refused: Iterable[tuple[str, str]] = (),
     grace: float = PUBLISH_GRACE,
     limit: int = CHUNK,
+    age: float | None = None,
     now: object = None,
 ) -> list[DueJob]:
     """Make up to ``limit`` due rows pending, each at the route of its queue, and push back their next look; the caller publishes those
@@ -432,6 +434,7 @@ def relay_due(
         reachable: the brokers that the caller can publish to; rows of the others are left alone.
         refused: brokers with queues that they refuse; these rows are left alone, too.
         grace: seconds after which a trigger that was not claimed is looked for; LEASE.
+        age: only rows that became due at most so many seconds ago, where the caller has seen what was left alone before; None: all.
         now: a ``datetime`` instead of the database's clock, for tests.
     """
     parameters = {
@@ -442,6 +445,7 @@ def relay_due(
         "refused": [f"{broker} {queue}" for broker, queue in refused],
         "limit": limit,
         "grace": grace,
+        "age": age,
         "now": now,
     }
     return [DueJob(*row) for row in connection.execute(SQL["relay_due"], parameters).fetchall()]

@@ -60,7 +60,7 @@ def configure_logging(level: str, style: Literal["console", "json"]) -> None:
         handler.addFilter(tells_no_arguments)
     root.setLevel(level)
     for name in ("dramatiq.worker.WorkerThread", "dramatiq.worker.ConsumerThread"):
-        logging.getLogger(name).addFilter(WithoutPayloads())
+        logging.getLogger(name).addFilter(_without_payloads)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
@@ -115,6 +115,10 @@ class WithoutPayloads(logging.Filter):
         return True
 
 
+#: The one there is, so that setting up twice adds it once.
+_without_payloads: Final = WithoutPayloads()
+
+
 def _name(value: object) -> object:
     return f"{value.actor_name} {value.message_id}" if isinstance(value, MessageProxy | Message) else value
 
@@ -126,6 +130,10 @@ class LogContext(Middleware):
         self._level = level
         self._style: Literal["console", "json"] = style
 
+    def after_process_boot(self, broker: Broker) -> None:
+        """Dramatiq has made its handlers, and nothing of ours runs yet: from here on they write our lines, those of the boot included."""
+        configure_logging(self._level, self._style)
+
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
-        """Dramatiq has made its handlers; from here on they write our lines."""
+        """The same for handlers that the application's modules added since, and for a worker in somebody's own process."""
         configure_logging(self._level, self._style)

@@ -38,7 +38,7 @@ from runtime.claims import Claim, Completion, HeldClaims
 from runtime.counters import Counters
 from runtime.flusher import Flusher
 from runtime.heartbeat import Heartbeat
-from runtime.identity import worker_id
+from runtime.identity import own_version, worker_id
 from runtime.routes import Routes
 from runtime.tally import Tally
 from runtime.watchdog import Watchdog
@@ -95,6 +95,7 @@ class WorkerNode:
             threads=threads,
             lease=settings.lease,
             routes=routes.declared,
+            version=own_version(),
         )
         self.heartbeat = Heartbeat(database, self.held, self.counters, row, queues, routes, actors, self.tally)
         self.watchdog = Watchdog(settings.watchdog, lease=settings.lease, end=self._break_off)

@@ -42,6 +42,11 @@ class Routes:
         return {default, *named.values()}
 
     @property
+    def view(self) -> object:
+        """What equals another view of the same routes."""
+        return self._view
+
+    @property
     def stale(self) -> bool:
         """Whether the view is older than a sender's should be."""
         return self.seen_at is None or monotonic() - self.seen_at > MAX_AGE

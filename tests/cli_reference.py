@@ -35,7 +35,9 @@ _HEADER = """\
 | 130, 143 | ended by Ctrl-C, by SIGTERM; commands that run until then (`worker`, `keeper`, `up`, `status --watch`) end with 0 |
 
 Results go to standard output, questions, warnings and errors to standard error. A name that nothing knows (a queue that no worker
-consumes, an actor that none has) is taken all the same, with a warning, for it may be meant for a worker that starts tomorrow.
+consumes, an actor that none has) is taken all the same, with a warning, for it may be meant for a worker that starts tomorrow. A tag, a
+type of error or a group of dead letters that nothing has is an empty list, with a warning. A word of a closed set (a state, a reason, a
+time zone) that is not in it is typed wrongly. Each names what it looks like.
 
 **Ids** may be written whole or as their first eight characters or more, as long as no other begins so; where several do, they are named.
 

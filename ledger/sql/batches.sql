@@ -118,16 +118,64 @@ SELECT id::text FROM around;
 UPDATE switchyard.job
 SET state = 'scheduled', run_at = 'infinity', next_publish_at = NULL, expires_at = NULL, wait_reason = 'upstream',
     wait_since = clock_timestamp()
-WHERE message_id = ANY(%(message_ids)s::uuid[]) AND state IN ('pending', 'scheduled') AND CASE WHEN upstream_id IS NOT NULL THEN true END
-RETURNING upstream_id::text;
+WHERE message_id = ANY(%(message_ids)s::uuid[]) AND state IN ('pending', 'scheduled') AND CASE WHEN upstream_id IS NOT NULL THEN true END;
+
+-- name: relied_on
+-- What replayed jobs rely on, a row each: a step on all that it waits for, near or far, be it a job or a batch; a job in a batch on the
+-- outermost one around it, and so on those around what it waits for.
+WITH RECURSIVE need (replayed, id) AS (
+    SELECT j.message_id, j.upstream_id
+    FROM switchyard.job AS j
+    WHERE j.message_id = ANY(%(message_ids)s::uuid[]) AND CASE WHEN j.upstream_id IS NOT NULL THEN true END
+    UNION
+    SELECT n.replayed, further.id
+    FROM need AS n
+    CROSS JOIN LATERAL (
+        SELECT u.upstream_id AS id FROM switchyard.job AS u WHERE u.message_id = n.id AND u.upstream_id IS NOT NULL
+        UNION ALL
+        SELECT b.waits_for FROM switchyard.batch AS b WHERE b.id = n.id AND b.waits_for IS NOT NULL
+        UNION ALL
+        SELECT c.id FROM switchyard.batch AS c WHERE c.parent_id = n.id AND c.succeeded_at IS NULL
+        UNION ALL
+        SELECT m.upstream_id FROM switchyard.job AS m WHERE m.batch_id = n.id AND m.upstream_id IS NOT NULL
+    ) AS further
+)
+SELECT n.replayed::text, n.id::text, false AS outermost FROM need AS n
+UNION ALL
+SELECT found.replayed::text, b.root_id::text, true
+FROM (
+    SELECT j.message_id AS replayed, j.batch_id AS id
+    FROM switchyard.job AS j
+    WHERE j.message_id = ANY(%(message_ids)s::uuid[]) AND j.batch_id IS NOT NULL
+    UNION ALL
+    SELECT n.replayed, n.id FROM need AS n
+    UNION ALL
+    SELECT n.replayed, u.batch_id
+    FROM need AS n
+    JOIN switchyard.job AS u ON u.message_id = n.id
+    WHERE u.batch_id IS NOT NULL
+) AS found
+JOIN switchyard.batch AS b ON b.id = found.id;
 
 -- name: hold_upstreams
--- Jobs that are waited for: none of them is removed before this transaction is over.
-SELECT message_id::text FROM switchyard.job WHERE message_id = ANY(%(ids)s::uuid[]) FOR KEY SHARE;
+-- Jobs that are relied on: none of them is removed before this transaction is over.
+SELECT message_id::text FROM switchyard.job WHERE message_id = ANY(%(ids)s::uuid[]) ORDER BY id FOR KEY SHARE;
 
 -- name: hold_batches
--- Batches that are waited for: no job of theirs is discarded before this transaction is over. They may end.
+-- Batches that are relied on: no job of theirs is removed before this transaction is over. They may end.
 SELECT id::text FROM switchyard.batch WHERE id = ANY(%(ids)s::uuid[]) ORDER BY id FOR KEY SHARE;
+
+-- name: whole_workflows
+-- Those of these outermost batches with which retention has not begun.
+SELECT id::text FROM switchyard.batch WHERE id = ANY(%(ids)s::uuid[]) AND pruned_at IS NULL;
+
+-- name: was_pruned
+-- Whether retention has begun to remove the workflow that a job is in.
+SELECT o.pruned_at IS NOT NULL
+FROM switchyard.job AS j
+JOIN switchyard.batch AS b ON b.id = j.batch_id
+JOIN switchyard.batch AS o ON o.id = b.root_id
+WHERE j.message_id = %(message_id)s;
 
 -- name: hopeful_batches
 -- Those of these batches that can succeed yet: of each open one in it no job was removed.

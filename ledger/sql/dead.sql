@@ -74,7 +74,7 @@ RETURNING id;
 -- name: replay_rows
 -- As replay, for a chunk of dead rows, in the order of the array: the n-th is due `interval` seconds after the one before it, the first
 -- `ahead` seconds after `base` (null: now). What is due later waits as scheduled, so that no broker can hand it out before. Rows whose key
--- is in use, by an active job or by one before it in the array, stay dead. The state stands inside a CASE, so that rows are found by id.
+-- is in use, by an active job or by one before it in the array, stay dead, as do those of `without`. The state stands inside a CASE, so that rows are found by id.
 WITH beginning AS MATERIALIZED (
     -- Once: for each row anew, the clock would have gone on.
     SELECT coalesce(%(base)s::timestamptz, clock_timestamp()) AS base
@@ -82,7 +82,7 @@ WITH beginning AS MATERIALIZED (
 locked AS MATERIALIZED (
     SELECT id, actor, unique_key
     FROM switchyard.job
-    WHERE id = ANY(%(ids)s::bigint[]) AND CASE WHEN state = 'dead' THEN true END
+    WHERE id = ANY(%(ids)s::bigint[]) AND CASE WHEN state = 'dead' THEN true END AND NOT (message_id = ANY(%(without)s::uuid[]))
     ORDER BY id
     FOR UPDATE SKIP LOCKED
 ),
@@ -122,7 +122,7 @@ SET state = CASE WHEN t.later THEN 'scheduled' ELSE 'pending' END,
     cancel_requested_at = NULL, reserved_at = NULL, reserved_version = NULL, blocked_on = NULL, line = NULL, fingerprint = NULL
 FROM timed AS t
 WHERE j.id = t.id AND CASE WHEN j.state = 'dead' THEN true END
-RETURNING j.id, t.base, t.due_at, CASE WHEN j.upstream_id IS NOT NULL THEN j.message_id::text END AS step;
+RETURNING j.id, t.base, t.due_at, CASE WHEN coalesce(j.upstream_id, j.batch_id) IS NOT NULL THEN j.message_id::text END AS placed;
 
 -- name: key_holder
 -- The active job that holds the key of a job that has ended.

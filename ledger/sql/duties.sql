@@ -16,29 +16,61 @@ UPDATE switchyard.duty
 SET due_at = clock_timestamp() + make_interval(secs => %(pause)s), position = %(position)s
 WHERE name = %(name)s;
 
--- name: prune
--- One page of a walk over the jobs by id, oldest first: those of the page that ended too long ago go, at most a limit. Ids grow with the
--- time of creation and nothing ends before it is created, so the walk is over where the page reaches jobs younger than the shortest time.
--- A replay between the look and the lock has another finished_at, or none. Workflows are kept while they go on: a dead step until nothing
--- waits for it, near or far, and the jobs of a batch until nothing waits for it or one around it, and until the outermost one is over,
--- successfully or for as long as dead letters are kept.
+-- name: prunable
+-- One page of a walk over the jobs by id, oldest first: those of the page that ended too long ago, at most a limit. Ids grow with the time
+-- of creation and nothing ends before it is created, so the walk is over where the page reaches jobs younger than the shortest time.
+-- Workflows are kept while they go on: a dead step until nothing waits for it, near or far, and the jobs of a batch until nothing waits for
+-- it or one around it; until the outermost one is over, successfully or for as long as dead letters are kept; and while any job in it is
+-- active, replayed it may be. Asked once more, up to the last one, when the rows are held.
 WITH rule AS MATERIALIZED (
     SELECT *
     FROM unnest(%(states)s::text[], %(kinds)s::text[], %(names)s::text[], %(seconds)s::float8[]) AS u (state, kind, name, seconds)
 ),
 page AS MATERIALIZED (
     SELECT id, message_id, batch_id, state, queue, actor, created_at, finished_at
-    FROM switchyard.job WHERE id > %(after)s ORDER BY id LIMIT %(page)s
+    FROM switchyard.job
+    WHERE id > %(after)s AND id <= coalesce(%(upto)s, 9223372036854775807)
+    ORDER BY id
+    LIMIT %(page)s
 ),
-old AS MATERIALIZED (
-    SELECT p.id, p.finished_at
+aged AS MATERIALIZED (
+    SELECT
+        p.id, p.message_id, p.batch_id, p.state,
+        CASE WHEN p.batch_id IS NOT NULL THEN (SELECT b.root_id FROM switchyard.batch AS b WHERE b.id = p.batch_id) END AS root_id
     FROM page AS p
     WHERE p.finished_at < coalesce(%(now)s, clock_timestamp()) - make_interval(secs => coalesce(
         (SELECT r.seconds FROM rule AS r WHERE r.state = p.state AND r.kind = 'actor' AND r.name = p.actor),
         (SELECT r.seconds FROM rule AS r WHERE r.state = p.state AND r.kind = 'queue' AND r.name = p.queue),
         (SELECT r.seconds FROM rule AS r WHERE r.state = p.state AND r.kind = 'all')
     ))
-        AND CASE
+),
+flow AS MATERIALIZED (
+    SELECT
+        o.id,
+        CASE
+            WHEN o.succeeded_at IS NOT NULL THEN false
+            WHEN o.waits_for IS NULL AND o.completed_at IS NULL THEN true
+            WHEN o.waits_for IS NULL AND o.completed_at >= coalesce(%(now)s, clock_timestamp())
+                - make_interval(secs => (SELECT r.seconds FROM rule AS r WHERE r.state = 'dead' AND r.kind = 'all')) THEN true
+            ELSE EXISTS (
+                WITH RECURSIVE tree (id) AS (
+                    SELECT o.id
+                    UNION ALL
+                    SELECT c.id FROM tree AS t JOIN switchyard.batch AS c ON c.parent_id = t.id
+                )
+                SELECT 1
+                FROM tree AS t
+                CROSS JOIN (VALUES ('running'), ('pending'), ('retrying'), ('scheduled')) AS active (state)
+                WHERE EXISTS (SELECT 1 FROM switchyard.job AS j WHERE j.batch_id = t.id AND j.state = active.state)
+            )
+        END AS kept
+    FROM (SELECT DISTINCT root_id AS id FROM aged WHERE root_id IS NOT NULL) AS r
+    JOIN switchyard.batch AS o ON o.id = r.id
+),
+old AS MATERIALIZED (
+    SELECT p.id, p.root_id
+    FROM aged AS p
+    WHERE CASE
             WHEN p.state IN ('dead', 'cancelled')
                 THEN NOT EXISTS (
                     WITH RECURSIVE awaited (id) AS (
@@ -58,16 +90,7 @@ old AS MATERIALIZED (
         END
         AND CASE
             WHEN p.batch_id IS NOT NULL
-                THEN NOT EXISTS (
-                    SELECT 1
-                    FROM switchyard.batch AS b
-                    JOIN switchyard.batch AS o ON o.id = b.root_id
-                    WHERE b.id = p.batch_id AND o.succeeded_at IS NULL AND o.waits_for IS NULL AND (
-                        o.completed_at IS NULL
-                        OR o.completed_at >= coalesce(%(now)s, clock_timestamp())
-                            - make_interval(secs => (SELECT r.seconds FROM rule AS r WHERE r.state = 'dead' AND r.kind = 'all'))
-                    )
-                ) AND NOT EXISTS (
+                THEN NOT coalesce((SELECT f.kept FROM flow AS f WHERE f.id = p.root_id), false) AND NOT EXISTS (
                     WITH RECURSIVE around (id) AS (
                         SELECT p.batch_id
                         UNION
@@ -90,26 +113,35 @@ old AS MATERIALIZED (
         END
     ORDER BY p.id
     LIMIT %(limit)s
-),
-free AS MATERIALIZED (
-    SELECT j.id
-    FROM switchyard.job AS j
-    JOIN old AS o ON o.id = j.id AND o.finished_at = j.finished_at
-    WHERE j.id = ANY(ARRAY(SELECT id FROM old))
-    ORDER BY j.id
-    FOR UPDATE OF j SKIP LOCKED
-),
-removed AS (
-    DELETE FROM switchyard.job AS j WHERE j.id = ANY(ARRAY(SELECT id FROM free)) RETURNING j.id
 )
 SELECT
-    (SELECT count(*) FROM removed) AS removed,
+    ARRAY(SELECT id FROM old ORDER BY id) AS ids,
+    ARRAY(SELECT coalesce(root_id::text, '') FROM old ORDER BY id) AS roots,
     CASE WHEN (SELECT count(*) FROM old) = %(limit)s THEN (SELECT max(id) FROM old) ELSE (SELECT max(id) FROM page) END AS position,
     (SELECT count(*) FROM old) < %(limit)s AND (
         (SELECT count(*) FROM page) < %(page)s
         OR (SELECT max(created_at) FROM page)
             > coalesce(%(now)s, clock_timestamp()) - make_interval(secs => (SELECT min(seconds) FROM rule))
     ) AS over;
+
+-- name: hold_workflows
+-- Outermost batches whose jobs are to be removed: no replay decides to rely on what is in them meanwhile (hold_batches). One that does
+-- already is passed by.
+SELECT id::text FROM switchyard.batch WHERE id = ANY(%(ids)s::uuid[]) ORDER BY id FOR UPDATE SKIP LOCKED;
+
+-- name: hold_prunable
+-- Jobs that are to be removed, but those that somebody has in hand, or relies on (hold_upstreams).
+SELECT id FROM switchyard.job WHERE id = ANY(%(ids)s::bigint[]) ORDER BY id FOR UPDATE SKIP LOCKED;
+
+-- name: mark_pruned
+-- Workflows of which jobs are removed, and which have not succeeded: what is left of them is not replayed any more.
+UPDATE switchyard.batch
+SET pruned_at = clock_timestamp()
+WHERE id = ANY(%(ids)s::uuid[]) AND pruned_at IS NULL AND succeeded_at IS NULL;
+
+-- name: prune
+-- They go, with all that is theirs.
+DELETE FROM switchyard.job WHERE id = ANY(%(ids)s::bigint[]) RETURNING id;
 
 -- name: sample
 -- What is on its way through each queue that holds anything or that a living worker consumes: one row per queue and interval, whoever

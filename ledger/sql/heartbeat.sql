@@ -4,6 +4,7 @@
 -- The process is alive. And so is the fleet: the row "in touch" of the table duty says when somebody beat last (due_at; not more often than
 -- somebody needs it), and since when, in milliseconds since 1970, no pause between two beats was as long as it takes a lease to end unseen
 -- (position). That is two thirds of one at the least, since each beat renews leases a third of one apart.
+-- The process's version goes with what it counts, as "version": it is no column, so that it needs no migration; who reads takes it out.
 WITH touched AS (
     INSERT INTO switchyard.duty AS d (name, due_at, position)
     VALUES ('in touch', clock_timestamp(), floor(date_part('epoch', clock_timestamp()) * 1000)::bigint)
@@ -17,7 +18,8 @@ WITH touched AS (
 )
 INSERT INTO switchyard.worker (id, host, pid, broker, queues, threads, running, counters, lease_seconds, actors, routes, consumes)
 VALUES (
-    %(id)s, %(host)s, %(pid)s, %(broker)s, %(queues)s, %(threads)s, %(running)s, %(counters)s, %(lease)s, %(actors)s, %(routes)s, %(consumes)s
+    %(id)s, %(host)s, %(pid)s, %(broker)s, %(queues)s, %(threads)s, %(running)s,
+    %(counters)s::jsonb || jsonb_strip_nulls(jsonb_build_object('version', %(version)s::text)), %(lease)s, %(actors)s, %(routes)s, %(consumes)s
 )
 ON CONFLICT (id) DO UPDATE
 SET beat_at = clock_timestamp(), queues = excluded.queues, running = excluded.running, counters = excluded.counters,

@@ -15,12 +15,18 @@
 -- worker declared one: at the caller's own broker). Read here and not by the caller, so that no keeper acts on a route of yesterday. The
 -- next look is pushed back first (by a grace, doubling up to 15 min for those that are put off again and again; never for the Postgres
 -- broker, whose row is the message); the caller publishes after the commit. Rows whose broker the caller cannot reach, or which refuses their
--- queue, stay untouched. What is paused is parked instead, and not published: see control.sql.
+-- queue, stay untouched; they are walked past, so a caller that knows that it has seen all that was due more than `age` seconds ago leaves
+-- that out (null: it looks at all). What is paused is parked instead, and not published: see control.sql. Beside each row: for how long the
+-- last of them had been due, which is how far this look came.
 WITH due AS MATERIALIZED (
-    SELECT id
+    SELECT id, next_publish_at
     FROM switchyard.job AS j
     WHERE (state = 'pending' AND publish_count > 0 AND NOT suspect AND wait_reason IS NULL)::int = 0
-        AND next_publish_at <= (SELECT coalesce(%(now)s, clock_timestamp())) AND state IN ('scheduled', 'retrying', 'pending')
+        AND next_publish_at <= (SELECT coalesce(%(now)s, clock_timestamp()))
+        AND next_publish_at >= (
+            SELECT coalesce(coalesce(%(now)s, clock_timestamp()) - make_interval(secs => %(age)s::float8), '-infinity')
+        )
+        AND state IN ('scheduled', 'retrying', 'pending')
         AND coalesce(
             (SELECT r.broker FROM switchyard.route AS r WHERE r.queue = j.queue),
             (SELECT r.broker FROM switchyard.route AS r WHERE r.queue = '*'),
@@ -66,7 +72,8 @@ SET state = 'pending',
         ) AS goal
     )
 WHERE j.id = ANY(ARRAY(SELECT id FROM due))
-RETURNING j.id, j.queue, j.actor, j.priority, j.broker, j.wait_reason IS NOT DISTINCT FROM 'paused' AS parked;
+RETURNING j.id, j.queue, j.actor, j.priority, j.broker, j.wait_reason IS NOT DISTINCT FROM 'paused' AS parked,
+    (SELECT extract(epoch FROM coalesce(%(now)s, clock_timestamp()) - max(next_publish_at)) FROM due)::float8 AS reached;
 
 -- name: next_due
 -- When the relay has to wake up, and when a schedule of these actors is due, in seconds from now; null when nothing is.

@@ -57,3 +57,29 @@ FROM (
     FROM (SELECT actor FROM switchyard.job WHERE state = 'dead' ORDER BY finished_at DESC LIMIT %(recent)s) AS buried
 ) AS known
 ORDER BY actor;
+
+-- name: known_tags
+-- The tags of the latest jobs.
+SELECT DISTINCT tag
+FROM (SELECT tags FROM switchyard.job ORDER BY id DESC LIMIT %(recent)s) AS sent, unnest(sent.tags) AS tag
+ORDER BY tag;
+
+-- name: known_error_types
+-- The types of error of the latest dead letters.
+SELECT DISTINCT error_type
+FROM (SELECT error_type FROM switchyard.job WHERE state = 'dead' ORDER BY finished_at DESC LIMIT %(recent)s) AS buried
+WHERE error_type IS NOT NULL
+ORDER BY error_type;
+
+-- name: known_fingerprints
+-- The groups that the latest dead letters are of.
+SELECT DISTINCT fingerprint
+FROM (SELECT fingerprint FROM switchyard.job WHERE state = 'dead' ORDER BY finished_at DESC LIMIT %(recent)s) AS buried
+WHERE fingerprint IS NOT NULL
+ORDER BY fingerprint;
+
+-- name: known_reasons
+-- Why the latest dead letters are dead.
+SELECT DISTINCT dead_reason
+FROM (SELECT dead_reason FROM switchyard.job WHERE state = 'dead' ORDER BY finished_at DESC LIMIT %(recent)s) AS buried
+ORDER BY dead_reason;

@@ -87,7 +87,8 @@ ORDER BY queue;
 -- Every worker process that has not said goodbye, with the seconds since its last heartbeat, and how many claims it holds.
 SELECT
     w.id, w.host, w.pid, w.broker, w.consumes, w.queues, w.threads, coalesce(h.jobs, 0) AS held, w.started_at, w.beat_at,
-    extract(epoch FROM clock_timestamp() - w.beat_at)::float8 AS silence, w.lease_seconds
+    extract(epoch FROM clock_timestamp() - w.beat_at)::float8 AS silence, w.lease_seconds,
+    w.counters ->> 'version' AS version
 FROM switchyard.worker AS w
 LEFT JOIN (SELECT worker, count(*) AS jobs FROM switchyard.job WHERE state = 'running' GROUP BY worker) AS h ON h.worker = w.id
 ORDER BY w.started_at, w.id;

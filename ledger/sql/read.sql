@@ -88,11 +88,11 @@ SELECT id FROM switchyard.job WHERE message_id = %(message_id)s;
 
 -- name: job_attempts
 -- The history of a job, and the execution that its own row stands for: the one that runs, or the one that completed.
-SELECT a.attempt, a.generation, a.worker, a.started_at, a.finished_at, a.outcome, a.error_type, a.error, a.traceback
+SELECT a.attempt, a.generation, a.worker, a.started_at, a.finished_at, a.outcome, a.error_type, a.error, a.traceback, a.omitted
 FROM switchyard.attempt AS a
 WHERE a.job_id = %(id)s
 UNION ALL
-SELECT j.attempt, j.generation, j.worker, j.started_at, j.finished_at, j.state, NULL, NULL, NULL
+SELECT j.attempt, j.generation, j.worker, j.started_at, j.finished_at, j.state, NULL, NULL, NULL, 0
 FROM switchyard.job AS j
 WHERE j.id = %(id)s AND j.state IN ('running', 'completed')
 ORDER BY generation, attempt;
@@ -107,7 +107,9 @@ LIMIT %(limit)s;
 
 -- name: living_workers
 -- Processes whose heartbeat is younger than their own lease.
-SELECT id, host, pid, broker, queues, threads, running, counters, started_at, beat_at, lease_seconds
+SELECT
+    id, host, pid, broker, queues, threads, running, counters - 'version' AS counters, started_at, beat_at, lease_seconds,
+    counters ->> 'version' AS version
 FROM switchyard.worker
 WHERE beat_at > coalesce(%(now)s, clock_timestamp()) - make_interval(secs => lease_seconds)
 ORDER BY started_at, id;

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import signal
 
 import pytest
 import redis
+from click.testing import CliRunner
 from rich.console import Console
 
 from brokers.redis import queue_key
+from cli import main
 from cli.broker_drain import Drain, DrainRefused
 from cli.broker_status import run_status
 from cli.signals import Stopped
@@ -266,3 +269,36 @@ def test_the_status_tells_routes_depths_and_what_cannot_be_reached(system, conso
     assert brokers["rabbitmq"]["depth"] is None
     assert "unreachable" in table
     assert "an operator decided for postgres" in table
+
+
+def test_every_other_queue_is_said_where_there_are_others(system, redis_url):
+    variables = {
+        "DATABASE_URL": system.settings.database_url.get_secret_value(),
+        "REDIS_URL": redis_url,
+        "BROKER": "redis",
+        "COLUMNS": "120",
+    }
+
+    def carried(command):
+        return CliRunner().invoke(main, command, env=variables).stdout
+
+    system.rows("INSERT INTO switchyard.route (queue, broker) VALUES ('*', 'redis') RETURNING 1")
+    assert re.search(r"^redis .* every queue$", carried(["broker", "status"]), re.MULTILINE)
+    assert re.search(r"^redis .* carries every queue$", carried(["status"]), re.MULTILINE)
+
+    system.rows("INSERT INTO switchyard.route (queue, broker) VALUES ('exports', 'postgres') RETURNING 1")
+    assert re.search(r"^redis .* every other queue$", carried(["broker", "status"]), re.MULTILINE)
+    assert re.search(r"^redis .* carries every other queue$", carried(["status"]), re.MULTILINE)
+
+
+def test_a_drain_to_itself_is_typed_wrongly_and_one_of_a_queue_that_nothing_knows_is_said_to(system, redis_url):
+    variables = {"DATABASE_URL": system.settings.database_url.get_secret_value(), "REDIS_URL": redis_url, "BROKER": "redis"}
+    system.jobs.quick.send(1)
+
+    itself = CliRunner().invoke(main, ["broker", "drain", "redis", "--to", "redis"], env=variables)
+    mistyped = CliRunner().invoke(main, ["broker", "drain", "redis", "--to", "postgres", "--queue", "defualt"], env=variables)
+
+    assert (itself.exit_code, "redis cannot be drained to itself" in itself.stderr) == (2, True)
+    assert found_routes(system) == {"defualt": ("postgres", ["redis"])}
+    assert mistyped.exit_code == 0
+    assert "nothing knows queue 'defualt'" in mistyped.stderr

@@ -12,10 +12,13 @@ from click.testing import CliRunner
 import switchyard
 from cli import main
 from ledger import write
+from ledger.dead import REASONS
 from ledger.states import State
 from tests.conformance.dead_letter_jobs import declare
 from tests.conformance.system import System
 from tests.ledger.factory import failed, token
+from tests.ledger.workflow_rows import add_batch
+from tests.rig.processes import ROOT
 
 EVIL = "\x1b[2J\x1b]0;title\x07 [red]caf\u00e9[/red] \u202egnp.exe"
 
@@ -66,7 +69,7 @@ def test_dead_letters_are_listed_the_latest_first(system, run):
     assert re.findall(r"[0-9a-f]{8}-[0-9a-f-]{27}", shown) == ids[::-1]
     assert "ValueError: it broke 2" in shown
     assert run("list", "--search", "broke 1").count("ValueError") == 1
-    assert run("list", "--actor", "nobody") == "no dead letters\n"
+    assert run("list", "--actor", "nobody") == "no dead letter is like that\n"
 
 
 def test_pages_lead_to_each_other(system, run):
@@ -142,6 +145,22 @@ def test_what_was_named_is_replayed_and_the_rest_says_why_not(system, run):
     assert json.loads(run("replay", dead, "--json", code=1))["jobs"] == [
         {"id": dead, "replayed": False, "refused": "it is pending; only a dead or cancelled job is replayed"}
     ]
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_what_is_left_of_a_workflow_that_retention_removes_is_not_replayed_and_says_so(system, run, edited):
+    id_ = die(system)
+    with system.database.dedicated("test") as ledger:
+        batch = add_batch(ledger, total=2)
+        ledger.execute("UPDATE switchyard.batch SET pruned_at = clock_timestamp(), completed_at = clock_timestamp()")
+        ledger.execute("UPDATE switchyard.job SET batch_id = %s WHERE message_id = %s", [batch, id_])
+
+    said = switchyard.try_replay(id_, args=["otherwise"]).refused if edited else run("replay", id_, code=1)
+
+    assert (
+        "retention has begun to remove its workflow, which cannot be completed any more; send what is missing as new jobs" in said
+    )
+    assert states(system, id_) == ["dead"]
 
 
 def test_many_are_counted_asked_about_and_replayed_at_a_rate(system, run):
@@ -231,4 +250,38 @@ def test_the_age_of_a_death_is_a_filter(system, run):
 
     assert id_ in run("list", "--since", "2h")
     assert id_ in run("list", "--until", later)
-    assert run("list", "--until", "2h") == run("list", "--since", later) == "no dead letters\n"
+    assert run("list", "--until", "2h") == run("list", "--since", later) == "no dead letter is like that\n"
+
+
+@pytest.mark.parametrize(
+    "words", [("list",), ("list", "--json"), ("groups",), ("replay", "--yes"), ("discard", "--dry-run")], ids=" ".join
+)
+def test_a_reason_that_nothing_dies_of_is_refused_with_those_there_are(system, run, words):
+    die(system)
+
+    said = run(*words, "--reason", "max_retry", code=2)
+
+    assert "--reason: nothing dies of 'max_retry'; did you mean max_retries?; the reasons are expired, max_retries, " in said
+    assert "no dead letter" not in said
+
+
+def test_a_reason_of_ours_without_dead_letters_is_an_empty_list(run):
+    for reason in REASONS:
+        assert run("list", "--reason", reason) == "no dead letter is like that\n"
+    assert run("replay", "--reason", "expired", "--dry-run") == "would replay 0 jobs\n"
+    assert run("discard", "--reason", "expired", "--yes") == "no dead letters to discard\n"
+
+
+def test_a_reason_of_an_applications_own_is_known_while_a_dead_letter_has_it(system, run):
+    id_ = die(system)
+    system.rows("UPDATE switchyard.job SET dead_reason = 'card_refused' WHERE message_id = %s RETURNING 1", id_)
+
+    assert id_ in run("list", "--reason", "card_refused")
+    assert run("list", "--reason", "card_refused", "--until", "2h") == "no dead letter is like that\n"
+    assert "did you mean card_refused?" in run("list", "--reason", "card_refusd", code=2)
+
+
+def test_the_reasons_are_those_of_the_page():
+    page = (ROOT / "docs/howto/dead-letters.md").read_text().partition("## Why a job is dead")[2].partition("\n## ")[0]
+
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(REASONS)

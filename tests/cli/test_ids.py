@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from uuid import UUID
 
 import dramatiq
 import pytest
@@ -124,6 +125,9 @@ UNKNOWN = {
     "dead of a queue": ("dead", "list", "--queue", "defualt"),
     "kinds of dead of an actor": ("dead", "groups", "--actor", "ecko"),
     "replay a queue": ("dead", "replay", "--queue", "defualt", "--yes"),
+    "list a queue for a script": ("jobs", "--queue", "defualt", "--json"),
+    "dead of a queue for a script": ("dead", "list", "--queue", "defualt", "--json"),
+    "kinds of dead of a queue for a script": ("dead", "groups", "--queue", "defualt", "--json"),
     "discard an actor": ("dead", "discard", "--actor", "ecko", "--yes"),
     "replay to a queue": ("dead", "replay", "aaaaaaaa-0000-4000-8000-000000000001", "--to-queue", "defualt"),
     "schedule an actor": ("schedules", "create", "x", "ecko", "@daily"),
@@ -159,7 +163,7 @@ def test_a_pause_and_a_limit_of_a_mistyped_queue_do_not_make_it_known(run):
 
 
 def test_where_nothing_is_like_it_the_names_there_are_are_listed(run):
-    assert run("pause", "--queue", "zzz").stderr.endswith("; there are default\n")
+    assert run("pause", "--queue", "zzz").stderr.endswith("; there is default\n")
 
 
 @pytest.mark.parametrize(
@@ -198,3 +202,80 @@ def test_jobs_are_chosen_by_age(system, run):
     young = json.loads(run("jobs", "--created-after", "2h", "--json").stdout)["jobs"]
 
     assert ([job["id"] for job in old], {job["id"] for job in young}) == ([ONE], {TWIN, OTHER})
+
+
+def test_a_tag_an_error_type_and_a_group_that_nothing_has_are_said_to(system, run):
+    """Open sets: the list is as empty as it is, and the exit code the same."""
+    system.rows(
+        "UPDATE switchyard.job SET state = 'dead', dead_reason = 'permanent', error_type = 'ValueError', tags = '{night}',"
+        " finished_at = now(), next_publish_at = NULL WHERE message_id = %s RETURNING 1",
+        OTHER,
+    )
+    (fingerprint,) = system.rows("SELECT fingerprint FROM switchyard.job WHERE state = 'dead'")[0]
+
+    for words, said in (
+        (("jobs", "--tag", "nigth"), "nothing knows tag 'nigth': no job sent lately has it; did you mean night?"),
+        (("cancel", "--tag", "Nightly", "--yes"), "nothing knows tag 'Nightly': no job sent lately has it; did you mean night?"),
+        (("dead", "list", "--error-type", "valueerror"), "no dead letter of late has it; did you mean ValueError?"),
+        (("dead", "groups", "--group", "x"), f"nothing knows group 'x': no dead letter of late is of it; there is {fingerprint}"),
+    ):
+        assert (
+            run(*words).stderr == f"switchyard: warning: {said}\n" if said.startswith("nothing") else said in run(*words).stderr
+        )
+    for line in ("jobs --tag night", f"dead list --error-type ValueError --group {fingerprint}"):
+        result = run(*line.split())
+        assert OTHER in result.stdout
+        assert result.stderr == ""
+
+
+def test_a_group_of_jobs_that_there_is_not_is_no_empty_list(run):
+    for words in (("jobs",), ("cancel", "--yes")):
+        assert run(*words, "--batch", "0" * 32, code=1).stderr == f"switchyard: no group has the id '{UUID(int=0)}'\n"
+
+
+@pytest.mark.parametrize(("word", "right"), [("runing", "running"), ("actve", "active"), ("Schedule", "scheduled")])
+def test_a_mistyped_state_is_refused_with_what_was_meant(run, word, right):
+    assert f"; did you mean {right}" in run("jobs", "--state", word, code=2).stderr
+
+
+def test_a_mistyped_reason_to_wait_is_refused_with_what_was_meant(run):
+    assert (
+        "'concurency' is no reason to wait; did you mean concurrency?"
+        in run("jobs", "--wait-reason", "concurency", code=2).stderr
+    )
+    assert "there are concurrency, rate_limit, paused" in run("jobs", "--wait-reason", "zzz", code=2).stderr
+
+
+def limited(system, id_, state):
+    """Have it wait for a slot."""
+    system.rows(
+        "UPDATE switchyard.job SET state = %s, wait_reason = 'concurrency', blocked_on = 'echo' WHERE message_id = %s RETURNING 1",
+        state, id_,
+    )  # fmt: skip
+
+
+def test_what_waits_for_a_limit_is_found_by_its_reason_whatever_its_state(system, run):
+    limited(system, ONE, "scheduled")
+    limited(system, OTHER, "pending")
+
+    shown = run("jobs", "--wait-reason", "CONCURRENCY", "--wait-reason", "rate_limit").stdout
+    (only,) = json.loads(run("jobs", "--wait-reason", "concurrency", "--state", "waiting", "--json").stdout)["jobs"]
+
+    assert ONE in shown
+    assert OTHER in shown
+    assert TWIN not in shown
+    assert "a slot of echo" in shown
+    assert only["id"] == OTHER
+    assert run("jobs", "--wait-reason", "paused").stdout == "no job is like that\n"
+
+
+def test_whoever_looks_for_what_waits_is_told_where_those_are_that_wait_for_a_limit(system, run):
+    assert run("jobs", "--state", "waiting").stderr == ""
+    limited(system, ONE, "scheduled")
+
+    told = "`switchyard jobs --wait-reason concurrency --wait-reason rate_limit` lists them"
+    assert told in run("jobs", "--state", "waiting").stderr
+    assert told in run("jobs", "--state", "pending", "--actor", "echo").stderr
+    # They are elsewhere, are in it, are what was asked for; and a script reads the object alone.
+    for words in (("--queue", "other"), ("--state", "delayed"), ("--wait-reason", "concurrency"), ("--json",)):
+        assert told not in run("jobs", "--state", "pending", *words).stderr

@@ -84,6 +84,7 @@ def test_a_queue_gets_a_limit_that_no_setting_names(run):
         (["set", "mail", "--concurrency", "0"], "no whole number from 1"),
         (["set", "--queue", "exports", "--rate", "1/second"], "a queue has no rate"),
         (["set", "stranger", "--concurrency", "2"], "no worker or sender has declared an actor 'stranger' with concurrency"),
+        (["set", "mial", "--concurrency", "2"], "'mial' with concurrency: its jobs are not counted; did you mean mail?"),
         (["set", "--queue", "no queue", "--concurrency", "2"], "is no name of a queue"),
         (["reset"], "say whose"),
     ],

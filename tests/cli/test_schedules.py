@@ -87,6 +87,24 @@ def test_what_comes_next_is_shown_in_utc_and_in_the_zone():
     assert len(rows) == 3
 
 
+@pytest.mark.parametrize("zone", ["UTC", "Etc/UTC", "Africa/Abidjan"])
+def test_a_zone_that_keeps_utc_needs_no_column_of_its_own(zone):
+    first, *rows, note = run("next", "--cron", "30 2 * * *", "--timezone", zone, "-n", "2").splitlines()
+
+    assert first == "UTC"
+    assert all(re.fullmatch(r"\w{3} [\d-]+ 02:30:00 UTC", row) for row in rows)
+    assert (len(rows), note) == (2, f"cron 30 2 * * *, time zone {zone}")
+
+
+@pytest.mark.parametrize("verb", ["show", "next", "run", "pause", "resume", "delete"])
+def test_a_mistyped_name_is_refused_with_what_was_meant(system, verb):
+    switchyard.create_schedule("nightly-export", "export", "@daily", ["eu"])
+
+    assert run(verb, "nightly-exprot", code=1) == (
+        "switchyard: no schedule has the name 'nightly-exprot'; did you mean nightly-export?\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -95,8 +113,6 @@ def test_what_comes_next_is_shown_in_utc_and_in_the_zone():
         (("pause", "nobody"), "no schedule has the name 'nobody'"),
         (("delete", "nobody"), "no schedule has the name 'nobody'"),
         (("next", "nobody"), "no schedule has the name 'nobody'"),
-        (("create", "x", "export", "61 * * * *"), "minute 61 is out of range"),
-        (("create", "x", "export", "@daily", "--timezone", "Mars"), "is no time zone"),
         (("create", "x", "export", "@daily"), "field 'region'"),
         (("create", "", "export", "@daily"), "a name has 1 to 200 printable characters"),
         (("create", "there", "export", "@daily", "--args", '["eu"]'), "a schedule 'there' exists already"),
@@ -119,6 +135,11 @@ def test_what_cannot_be_done_is_one_line(system, arguments, says):
         (("create", "x", "export", "@daily", "--window", "soon"), "write seconds, or a number with s, m, h or d"),
         (("create", "x", "export", "@daily", "--queue", "a b"), "'a b' is no name of a queue"),
         (("create", "x", "export", "@daily", "--catch-up", "some"), "is not one of"),
+        (("create", "x", "export", "61 * * * *"), "'CRON': cron expression '61 * * * *': minute 61 is out of range"),
+        (("create", "x", "export", "@daily", "--timezone", "Mars"), "'--timezone': 'Mars' is no time zone"),
+        (("next", "--cron", "61 * * * *"), "'--cron': cron expression '61 * * * *': minute 61 is out of range"),
+        (("next", "--cron", "@daily", "--timezone", "Europe/Berln"), "; did you mean Europe/Berlin"),
+        (("next", "there", "--timezone", "Mars"), "'--timezone': 'Mars' is no time zone"),
         (("next",), "give the NAME of a schedule, or an expression"),
         (("next", "x", "--cron", "@daily"), "give the NAME of a schedule, or an expression"),
     ],
@@ -131,7 +152,7 @@ def test_an_actor_that_nobody_imported_is_told_with_the_way_out(system):
     switchyard.create_schedule("far", "elsewhere", "@daily")
 
     assert "does not know its actor 'elsewhere'; import the module" in run("run", "far", "--actors", "errors", code=1)
-    assert "no_such_module cannot be imported" in run("run", "far", "--actors", "no_such_module", code=1)
+    assert "no_such_module cannot be imported" in run("run", "far", "--actors", "no_such_module", code=2)
 
 
 def test_a_schedule_whose_actor_no_worker_knows_shows_as_overdue(system):

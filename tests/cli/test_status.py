@@ -6,6 +6,7 @@ import json
 import re
 import signal
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from typing import Any
 
 import psycopg
@@ -98,6 +99,7 @@ def test_a_system_that_works_is_healthy_and_shows_what_it_does(system, run, foun
     assert (worker["busy"], worker["threads"], worker["alive"], worker["consumes"]) == (1, 2, True, ["postgres"])
     queues = {queue["queue"]: queue for queue in value["queues"]}
     assert (queues["default"]["running"], queues["default"]["scheduled"], queues["default"]["workers"]) == (1, 1, 1)
+    assert worker["version"] == value["version"] == version("switchyard")
     assert queues["other"] == queues["other"] | {"waiting": 0, "workers": 1, "oldest": None}
     assert [(broker["name"], broker["reachable"]) for broker in value["brokers"]] == [("postgres", True)]
     assert value["ledger"]["reachable"]
@@ -107,6 +109,26 @@ def test_a_system_that_works_is_healthy_and_shows_what_it_does(system, run, foun
     assert max(map(len, shown.splitlines())) <= 80
     assert re.search(r"^default +0 +1 +0 +1 +0 +0 +1$", shown, re.MULTILINE)
     assert re.search(rf"^{worker['id']} +{worker['host']} +{worker['pid']} +1/2 ", shown, re.MULTILINE)
+
+
+def test_versions_that_differ_are_a_note_while_their_workers_live(system, variables, run, found):
+    working(system)
+    assert kinds(found(), "notes") == []
+    system.rows(
+        "INSERT INTO switchyard.worker (id, host, pid, broker, queues, consumes, threads, lease_seconds, counters)"
+        " VALUES ('old', 'h', 1, 'postgres', '{default}', '{postgres}', 4, 30, '{}'),"
+        " ('new', 'h', 2, 'postgres', '{default}', '{postgres}', 4, 30, '{\"stale\": 1, \"version\": \"9.9\"}') RETURNING 1"
+    )
+
+    (note,) = found()["notes"]
+    workers = CliRunner().invoke(main, ["workers"], env=variables | {"COLUMNS": "200"}).stdout
+
+    assert note["kind"] == "mixed_versions"
+    assert note["text"].endswith(f": {version('switchyard')} (1), 9.9 (1), one that does not say which (1)")
+    assert re.search(r"^new +h +2 .* postgres +9\.9 +default$", workers, re.MULTILINE)
+    system.rows("DELETE FROM switchyard.worker WHERE id = 'old' RETURNING 1")
+    system.rows("UPDATE switchyard.worker SET beat_at = now() - interval '40 s' WHERE id = 'new' RETURNING 1")
+    assert kinds(found(), "notes") == ["worker_silent"]
 
 
 def test_an_empty_ledger_without_a_worker_has_one_problem_and_says_what_to_do(run):

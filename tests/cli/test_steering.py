@@ -74,6 +74,22 @@ def test_a_job_is_shown_with_why_it_waits_and_what_became_of_it(system, run):
     assert run("show", str(uuid4()), code=1).stderr.startswith("switchyard: no job has the id")
 
 
+def test_executions_that_were_not_kept_are_counted_where_they_were(system, run):
+    message = system.jobs.echo.send("key")
+    with system.database.dedicated("test") as ledger:
+        ledger.execute(
+            "INSERT INTO switchyard.attempt (job_id, generation, attempt, outcome)"
+            " SELECT j.id, 1, n, 'snoozed' FROM switchyard.job AS j CROSS JOIN generate_series(1, 1250) AS n"
+        )
+
+    lines = run("show", message.message_id).stdout.splitlines()
+
+    (place,) = (number for number, line in enumerate(lines) if "1,150 more snoozed" in line)
+    assert (lines[place - 1].split()[0], lines[place + 1].split()[0]) == ("10", "1161")
+    found = json.loads(run("show", message.message_id, "--json").stdout)["attempts"]
+    assert [entry["omitted"] for entry in found if entry["omitted"]] == [1_150]
+
+
 def test_cancelling_by_id_says_what_became_of_each(system, run):
     system.start(threads=2)
     running, waiting = system.jobs.plug.send("cli plug"), system.jobs.echo.send_with_options(args=("k",), delay=HOUR)
@@ -95,11 +111,23 @@ def test_cancelling_by_filter_counts_first_and_asks(system, run):
     for _ in range(3):
         system.jobs.echo.send_with_options(args=("k",), delay=HOUR)
 
-    assert run("cancel", "--actor", "echo", "--dry-run").stdout == "3 jobs: 3 wait, 0 run\n"
+    assert run("cancel", "--actor", "echo", "--dry-run").stdout == "would cancel 3 jobs: 3 wait, 0 run\n"
+    assert run("cancel", "--actor", "elsewhere", "--dry-run").stdout == "would cancel 0 jobs: 0 wait, 0 run\n"
     refused = run("cancel", "--actor", "echo", code=2)
     assert "say --yes" in refused.stderr
     assert run("cancel", "--actor", "echo", "--yes").stdout.splitlines()[-1] == "cancelled 3, asked 0 that run to stop"
-    assert run("cancel", "--all", "--yes").stdout == "0 jobs: 0 wait, 0 run\n"
+    assert run("cancel", "--all", "--yes").stdout == "nothing to cancel: no job that waits or runs is like that\n"
+
+
+def test_a_dry_run_of_cancelling_by_id_says_what_would_become_of_each(system, run):
+    waiting, ended = (system.jobs.echo.send_with_options(args=("k",), delay=HOUR) for _ in range(2))
+    switchyard.cancel(ended)
+
+    result = run("cancel", "--dry-run", waiting.message_id, ended.message_id, code=1)
+
+    assert result.stdout == f"{waiting.message_id} would be cancelled: it is scheduled\n"
+    assert result.stderr == f"{ended.message_id} has ended before: it is cancelled\n"
+    assert system.job(waiting).state is State.SCHEDULED
 
 
 @pytest.mark.parametrize(
@@ -156,6 +184,9 @@ def test_a_waiting_job_is_changed_and_a_running_one_is_not(system, run):
     assert system.job(message).args == ("k", 7)
     said = run("edit", message.message_id[:8], "--run-at", "2100-01-01T02:00+01:00").stdout
     assert said == f"{message.message_id} changed: it is scheduled, priority 3, to run 2100-01-01 01:00:00 UTC\n"
+    said = run("edit", message.message_id[:8], "--run-at", "2020-01-01").stdout
+    assert said.endswith(" (2020-01-01 00:00:00 UTC has passed: it is due now)\n")
+    assert "due now" not in run("edit", message.message_id[:8], "--run-at", "2100-01-01").stdout
     refused = run("edit", message.message_id, "--args", "[]", code=1)
     assert "actor 'echo', field 'key'" in refused.stderr
     run("edit", message.message_id, "--delay", "0", "--no-tags")

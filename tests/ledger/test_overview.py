@@ -54,6 +54,10 @@ ASKED: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
     "a batch's beginning": (lambda c: names.batches_beginning(c, "aaaaaaaa"), set()),
     "queues": (names.known_queues, {"job_pkey", "job_ended_badly|job_dead_group"}),
     "actors": (names.known_actors, {"job_pkey", "job_ended_badly|job_dead_group"}),
+    "tags": (names.known_tags, {"job_pkey"}),
+    "types of error": (names.known_error_types, {"job_ended_badly|job_dead_group"}),
+    "groups of the dead": (names.known_fingerprints, {"job_ended_badly|job_dead_group"}),
+    "reasons": (names.known_reasons, {"job_ended_badly|job_dead_group"}),
 }
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from errors import JobNotFound
 from ledger import control, read, write
 from ledger.job import Page
-from ledger.states import SYNONYMS, State, states_named
+from ledger.states import SYNONYMS, WAIT_REASONS, State, states_named
 from tests.ledger.factory import (
     LEASE,
     add,
@@ -161,6 +161,23 @@ def test_filters_narrow_each_other(ledger):
     assert listed(ledger, actor="a' OR true --") == []
 
 
+def test_a_reason_to_wait_is_a_filter_in_whatever_state(ledger):
+    ids = {reason: add(ledger, delay=60.0) for reason in (*WAIT_REASONS, None)}
+    for reason, id_ in ids.items():
+        ledger.execute("UPDATE switchyard.job SET wait_reason = %s WHERE id = %s", [reason, id_])
+    # Its turn has come.
+    called = add(ledger)
+    ledger.execute("UPDATE switchyard.job SET wait_reason = 'concurrency' WHERE id = %s", [called])
+
+    for reason in WAIT_REASONS:
+        wanted = [called, ids[reason]] if reason == "concurrency" else [ids[reason]]
+        assert listed(ledger, wait_reason=reason) == [name_of(ledger, id_) for id_ in wanted]
+    both = listed(ledger, wait_reason=["paused", "upstream"])
+    assert set(both) == {name_of(ledger, ids["paused"]), name_of(ledger, ids["upstream"])}
+    assert listed(ledger, wait_reason="concurrency", state="waiting") == [name_of(ledger, called)]
+    assert listed(ledger, wait_reason="concurrency", state="running") == []
+
+
 def test_times_of_creation_bound_a_list(ledger):
     start = datetime(2026, 3, 1, tzinfo=UTC)
     ids = [add(ledger) for _ in range(10)]
@@ -201,6 +218,7 @@ def test_a_time_range_in_an_empty_ledger_is_empty(ledger):
         ({"limit": 0}, "limit 0"),
         ({"limit": 201}, "limit 201"),
         ({"state": "asleep"}, "'asleep' is unknown"),
+        ({"wait_reason": "bored"}, "wait_reason 'bored' is unknown; use concurrency, rate_limit, paused"),
         ({"created_after": datetime(2026, 1, 1)}, "naive"),
         ({"created_before": datetime(2026, 1, 1)}, "naive"),
         ({"parent_id": "x"}, "parent_id 'x'"),
@@ -323,6 +341,19 @@ def test_living_workers_with_what_they_hold(ledger):
     assert worker.jobs[0].started_at is not None
     assert worker.jobs[1].started_at is None
     assert read.workers(ledger, now=datetime(2100, 1, 1, tzinfo=UTC)) == []
+
+
+def test_a_worker_says_its_version_beside_what_it_counts(ledger):
+    telling, mute = worker_row("telling"), worker_row("mute")
+    telling.version, telling.counters = "1.2", {"stale": 3}
+    # The second beat is an update.
+    for worker in (telling, telling, mute):
+        write.beat(ledger, worker)
+
+    assert [(worker.id, worker.version, worker.counters) for worker in read.workers(ledger)] == [
+        ("telling", "1.2", {"stale": 3}),
+        ("mute", None, {}),
+    ]
 
 
 def test_values_are_frozen(ledger):

@@ -198,5 +198,5 @@ def test_every_option_that_we_use_is_known(broker):
         found |= uses(ROOT / folder)
 
     assert {"idempotency_key", "followed", "refused", "replayed", "fair_weight", "tick_at"} <= found.keys()
-    # Of actors alone, and a setting of Redis' client. What a keeper's messages have is not checked at all.
-    MessageOptions(broker).check_names("any", found.keys() - {"secret", "connection_class", "schedule"})
+    # Of actors alone. What a keeper's messages have is not checked at all.
+    MessageOptions(broker).check_names("any", found.keys() - {"secret", "schedule"})
