@@ -54,9 +54,20 @@ _NOT_FOUND = 404
 #: What RabbitMQ closes a channel with when it refuses one queue to us, and what an operator can do about it.
 _REFUSALS = {
     403: "give the user of RABBITMQ_URL the permissions configure, write and read for {name} (`rabbitmqctl set_permissions`)",
+    404: "the node of RabbitMQ's cluster that holds {name} is down, or the queue's process gave up: start the node again, or give it up "
+    "for good (`rabbitmqctl forget_cluster_node`), then the queue is made anew",
     405: "another connection holds {name} for itself: end that, or delete the queue",
     406: "{name} was declared otherwise by somebody else: delete it (`rabbitmqctl delete_queue {name}`), it is made anew as it has to be",
 }
+#: What it says then of a queue that is there and cannot be reached: the node of its cluster that holds it is away, or its process gave up.
+#: 404 without one of these means that there is none.
+_OUT_OF_REACH = ("home node '", "stopped by supervisor", "has crashed and failed to restart", "due to timeout")
+#: What it says where no queue is in the way, but there may not be another one.
+_QUEUE_LIMIT = ": queue limit in "
+_QUEUE_LIMIT_ADVICE = (
+    "there is no room for {name}: allow the virtual host or the cluster more queues (`rabbitmqctl set_vhost_limits`), or delete some that "
+    "nobody uses"
+)
 #: How long ``close`` waits for the server's goodbye, in seconds. Until then the server reads what was published before.
 _GOODBYE = 1.0
 
@@ -273,11 +284,11 @@ def ask(link: Link, question: Callable[[Channel, Callable[[Any], None]], object]
 
 
 def ask_if_there(link: Link, question: Callable[[Channel, Callable[[Any], None]], object]) -> Any:
-    """As ``ask``, about something that may not exist: None where it does not. Raises: TransportDown."""
+    """As ``ask``, about something that may not exist: None where it does not. Raises: TransportDown: also of a queue out of reach."""
     try:
         return ask(link, question)
     except TransportDown as error:
-        if _reply_code(error) != _NOT_FOUND:
+        if _reply_code(error) != _NOT_FOUND or _is_out_of_reach(error):
             raise
         link.renew_channel()
         return None
@@ -285,15 +296,15 @@ def ask_if_there(link: Link, question: Callable[[Channel, Callable[[Any], None]]
 
 def refused_queue(error: TransportDown, prefix: str, queues: Iterable[str]) -> QueueRefused | None:
     """Which of these queues RabbitMQ refused, where that is what closed the channel; None: it was something else."""
-    code = _reply_code(error)
-    if code not in _REFUSALS:
+    code, text = _reply_code(error), _reply_text(error)
+    if code not in _REFUSALS or (code == _NOT_FOUND and not _is_out_of_reach(error)):
         return None
-    text = str(error.__cause__.reply_text) if isinstance(error.__cause__, ChannelClosedByBroker) else ""
+    advice = _QUEUE_LIMIT_ADVICE if _QUEUE_LIMIT in text else _REFUSALS[code]
     for queue in queues:
         name = queue_name(prefix, queue)
         # RabbitMQ's text is cut off at 255 characters, and names what it is about in quotes.
         if f"'{name}'" in text or f"'{prefix}.{queue}.epoch." in text or _ends_within(text, name):
-            return QueueRefused(queue, text, _REFUSALS[code].format(name=name))
+            return QueueRefused(queue, text, advice.format(name=name))
     return None
 
 
@@ -322,7 +333,7 @@ def use(link: Link, prefix: str, queue: str, *, consume: bool = False) -> None:
 def waiting_in(link: Link, prefix: str, queue: str) -> tuple[int, int] | None:
     """How many messages wait in a queue, and how many consumers it has; None where there is none. The link is good afterwards in any case.
 
-    Raises: QueueRefused: it is somebody's own. TransportDown.
+    Raises: QueueRefused: it is somebody's own, or out of reach. TransportDown.
     """
     name = queue_name(prefix, queue)
     try:
@@ -348,6 +359,17 @@ def _reply_code(error: TransportDown) -> int | None:
     """With what RabbitMQ closed the channel, if it did."""
     closed = error.__cause__
     return int(closed.reply_code) if isinstance(closed, ChannelClosedByBroker) else None
+
+
+def _reply_text(error: TransportDown) -> str:
+    """What RabbitMQ said when it closed the channel; nothing, if it did not."""
+    closed = error.__cause__
+    return str(closed.reply_text) if isinstance(closed, ChannelClosedByBroker) else ""
+
+
+def _is_out_of_reach(error: TransportDown) -> bool:
+    """Whether it is about a queue that exists and cannot be reached."""
+    return any(words in _reply_text(error) for words in _OUT_OF_REACH)
 
 
 def _ends_within(text: str, name: str) -> bool:

@@ -305,7 +305,8 @@ class SwitchyardBroker(Broker):
             astray: dict[str, list[int]] = {}
             for trigger in batch:
                 to = self.routes.of(trigger.queue)
-                if to != broker and to in self.transports:
+                # Where it cannot be published from here it stays, until a keeper can.
+                if to != broker and to in self.transports and self.publisher.grace(to, trigger.queue):
                     astray.setdefault(to, []).append(trigger.job_id)
             for to, ids in astray.items():
                 carries, grace = self.carriers[to], self.settings.lease

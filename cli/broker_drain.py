@@ -1,6 +1,6 @@
 """``switchyard broker drain OLD --to NEW``: the whole switch at an operator's word, while jobs flow.
 
-    1. NEW must answer; if it does not, nothing is changed
+    1. NEW must answer, and take every queue that is to move there; if it does not, nothing is changed
     2. the routes that lead to OLD lead to NEW from now on, whatever running processes declare (``ledger.routes.decide``)
     3. the pending rows published to OLD are moved and published to NEW, here and by every keeper at once
     4. it ends when OLD holds nothing that matters: no pending row was last published there, for some seconds on end
@@ -69,7 +69,7 @@ class Drain:
             require_migrated(self._database)
             connection = self._database.dedicated("drain")
             with connection, Signals() as signals:
-                self._check_new()
+                self._check_new(connection)
                 decided = self._decide(connection)
                 self._decided = True
                 for name in decided:
@@ -93,14 +93,29 @@ class Drain:
             f"{self._old}. Run the command again to move the rest from here, or drain {self._new} back"
         )
 
-    def _check_new(self) -> None:
+    def _check_new(self, connection: BoundedConnection) -> None:
+        transport = self._transport(self._new)
         try:
-            self._transport(self._new).depth(["default"])
+            transport.depth(["default"])
+            refused = transport.refusals(self._going_there(connection))
         except TransportDown as error:
             variable = {"postgres": "DATABASE_URL"}.get(self._new, f"{self._new.upper()}_URL")
             raise DrainRefused(
                 f"{self._new} cannot be reached ({str(error).splitlines()[0]}), so nothing was changed; start it, or set {variable}"
             ) from error
+        if refused:
+            raise DrainRefused(
+                f"{self._new} refuses the queue {refused[0].queue} ({refused[0].reason}), so nothing was changed; {refused[0].advice}"
+            )
+
+    def _going_there(self, connection: BoundedConnection) -> list[str]:
+        """The queues that are to move."""
+        if self._queue is not None:
+            return [self._queue]
+        _, queues = brokers.broker_uses(connection, [])
+        found = {route.queue: route.broker for route in routes.routes(connection)}
+        general = found.get(EVERY_QUEUE, self._old)
+        return [queue for queue in queues if found.get(queue, general) == self._old]
 
     def _decide(self, connection: BoundedConnection) -> list[str]:
         """Make the routes lead to the new broker. Returns whose."""
@@ -179,6 +194,13 @@ class Drain:
                     f"{to} stopped answering ({str(error).splitlines()[0]}); no job is lost: the routes lead to {to}, what is at "
                     f"{self._old} stays there and runs from there. Run the command again once {to} answers, or drain {to} back"
                 ) from error
+            if place.queue in self._senders[to].refused():
+                # What was moved is due, and goes there once it is taken; what is still at the old broker runs from there.
+                raise DrainRefused(
+                    f"{to} refuses the queue {place.queue} since a moment ago; no job is lost: the routes lead to {to}, and the jobs that "
+                    f"were moved wait in the ledger. See switchyard broker status; once {to} takes the queue run the command again, or "
+                    f"drain {to} back"
+                )
         return len(jobs)
 
     def _publish(self, connection: BoundedConnection, to: str, jobs: Sequence[DueJob]) -> None:

@@ -7,6 +7,7 @@ another. So it is cancelled, which takes a connection of its own, in a thread of
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +22,8 @@ logger = get_logger(__name__)
 #: How long a cancellation may take, in seconds.
 PATIENCE: Final = 5.0
 #: Most at a time: where they get no answer, more of them get none either.
-_places: Final = threading.BoundedSemaphore(4)
+AT_A_TIME: Final = 4
+_places = threading.BoundedSemaphore(AT_A_TIME)
 
 
 def cancel(connection: pq.abc.PGconn) -> None:
@@ -55,3 +57,12 @@ def _carry_out(cancellation: Callable[[], object]) -> None:
         logger.debug("a statement that was given up is not cancelled", error=str(error).strip())
     finally:
         _places.release()
+
+
+def _renew() -> None:
+    # Whoever would give a place back is a thread of the parent's.
+    global _places
+    _places = threading.BoundedSemaphore(AT_A_TIME)
+
+
+os.register_at_fork(after_in_child=_renew)

@@ -126,7 +126,8 @@ def move_period_key(connection: Conn, period: PeriodKey) -> None:
     """
     actor, message_id, key, to = period
     if to is None:
-        connection.execute(SQL["forget_key"], {"kind": "unique", "actor": actor, "key": key}).fetchall()
+        # Of this job alone: its period may have passed since it was read, and the key be somebody else's.
+        connection.execute(SQL["free_key"], {"actor": actor, "message_id": message_id, "key": key}).fetchall()
         return
     expired = {"kind": "unique", "keys": json.dumps([{"scope": actor, "key": to}])}
     connection.execute(SQL["drop_expired_keys"], expired).fetchall()

@@ -31,6 +31,7 @@ from structlog.stdlib import get_logger
 from errors import Cancelled, OptionError, Permanent, Snooze
 from ledger.records import Finish
 from ledger.states import State
+from ledger.write import MAX_DELAY
 from runtime.claims import Claim
 from runtime.encoding import clean_text
 from runtime.node import released
@@ -139,7 +140,11 @@ def _why_dead(message: HasOptions, error: BaseException, actor: Actor[Any, Any] 
 
 def _delay_ms(message: HasOptions, error: BaseException, actor: Actor[Any, Any] | None, failures: int) -> float:
     if isinstance(error, Retry) and error.delay is not None:
-        return max(0, error.delay)
+        if isinstance(error.delay, int | float) and not isinstance(error.delay, bool):
+            # Whatever the number: nothing is before now (nor is what is no number), and beyond this Postgres has no dates left.
+            return min(max(0, error.delay), MAX_DELAY * 1000)
+        # The job must not die of it: the back-off decides instead.
+        logger.error("Retry(delay=) is no number of milliseconds", given=f"{error.delay!r:.50}")
     return backoff_ms(
         failures,
         option("min_backoff", message, actor, DEFAULT_MIN_BACKOFF_MS),

@@ -139,3 +139,9 @@ UPDATE switchyard.idempotency
 SET key = %(to)s
 WHERE kind = 'unique' AND scope = %(actor)s AND key = %(key)s AND message_id = %(message_id)s
 RETURNING key;
+
+-- name: free_key
+-- It is nobody's from now on.
+DELETE FROM switchyard.idempotency
+WHERE kind = 'unique' AND scope = %(actor)s AND key = %(key)s AND message_id = %(message_id)s
+RETURNING key;

@@ -77,10 +77,14 @@ def test_sends_go_on_without_their_broker_and_are_published_when_it_is_back(carr
     # A connection's time-out would be several seconds.
     assert longest < 2
     assert count(system, "pending") == 61
+    wait_until(lambda: system.broker.publisher.is_open(carrier.name), 30, "the sender knows that it is down")
+    late = system.jobs.quick.send(30)
+    due = "SELECT next_publish_at <= clock_timestamp() FROM switchyard.job WHERE message_id = %s"
+    assert system.rows(due, late.message_id) == [(True,)]
     workers(WORKER)
     wait_until(lambda: "cannot fetch" in workers.logs() or "is down" in workers.logs(), 60, "the worker misses the broker")
     carrier.start()
-    wait_until(lambda: count(system, "completed") == 61, 60, lambda: f"all are run: {count(system, 'completed')}")
+    wait_until(lambda: count(system, "completed") == 62, 60, lambda: f"all are run: {count(system, 'completed')}")
     assert system.rows("SELECT DISTINCT attempt FROM switchyard.job") == [(1,)]
 
 

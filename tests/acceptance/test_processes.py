@@ -237,9 +237,13 @@ def test_a_killed_worker_process_takes_its_dramatiq_along_and_nothing_is_lost(sy
     first = worker_process(WORKER, processes=2, threads=4)
     wait_until(lambda: states(system).get("completed", 0) > 30, 60, "they work")
 
-    busiest = max(first.children(), key=lambda child: child.num_threads())
+    children = first.children()
+    busiest = max(children, key=lambda child: child.num_threads())
+    # Those that work at jobs, among them the sibling.
+    assert len(children) >= 2
     busiest.send_signal(signal.SIGKILL)
     first.wait(60)
+    wait_until(lambda: not any(child.is_running() for child in children), 30, "its sibling ends with it")
     worker_process(WORKER, threads=8)
 
     wait_until(lambda: states(system) == {"completed": 300}, 60, lambda: f"all end: {states(system)}")

@@ -6,6 +6,8 @@ import threading
 
 import pytest
 
+from ledger import routes
+from runtime.triggers import Outgoing
 from tests.acceptance.jobs import TABLE, declare
 from tests.conformance.system import System
 from tests.rig.rabbitmq import PrivateRabbit
@@ -159,5 +161,46 @@ def test_a_broker_that_cannot_be_reached_keeps_no_other_queue_from_its_own(every
             system.ended(system.jobs.add.send(1, 2), 30)
 
         assert system.job(waits).state == "pending"
+    finally:
+        system.close()
+
+
+def test_a_sender_moves_nothing_to_a_broker_that_it_knows_to_be_down(everywhere):
+    away = type(everywhere("redis").redis_url)("amqp://guest:guest@127.0.0.1:9/%2F")
+    system = System(everywhere("redis", queue_brokers={"counted": "rabbitmq"}, rabbitmq_url=away))
+    place = "SELECT id, broker, publish_count FROM switchyard.job WHERE queue = 'default'"
+    try:
+        system.jobs.count.send("away")
+        wait_until(lambda: system.broker.publisher.is_open("rabbitmq"), 30, "it knows")
+        system.jobs.add.send(1, 2)
+        wait_until(lambda: system.broker.transport("redis").depth(["default"]) == {"default": 1}, 30, "it is published")
+        assert system.database.run(lambda connection: routes.decide(connection, None, "*", "rabbitmq", "redis"))
+
+        # It has just published that, and asks where it goes by now.
+        ((id_, *before),) = system.rows(place)
+        system.broker.routes.seen_at = None
+        system.broker._follow_up("redis", [Outgoing(id_, "default", "add", 0)])
+
+        # Its trigger is where workers look as long as something is there; at the other one there would be none.
+        assert system.broker.routes.of("default") == "rabbitmq"
+        assert system.rows(place) == [(id_, *before)]
+    finally:
+        system.close()
+
+
+def test_a_broker_that_is_no_route_any_more_is_consumed_until_nothing_was_left_there_for_a_lease(everywhere):
+    system = System(everywhere("redis", lease=3.0, sweep=0.2)).start()
+    consumes = "SELECT consumes FROM switchyard.worker"
+    try:
+        wait_until(lambda: system.rows(consumes) == [(["redis"],)] and route(system)[0] == "redis", 30, "it consumes the one")
+
+        def decide(connection):
+            (seen,) = routes.routes(connection)
+            assert routes.decide(connection, seen, "*", "postgres", "redis")
+
+        system.database.run(decide)
+        wait_until(lambda: system.rows(consumes) == [(["postgres", "redis"],)], 30, "it consumes both")
+        wait_until(lambda: system.rows(consumes) == [(["postgres"],)], 30, "it consumes the other alone")
+        system.ended(system.jobs.add.send(1, 2), 30)
     finally:
         system.close()

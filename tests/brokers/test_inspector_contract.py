@@ -65,6 +65,26 @@ def test_an_epoch_is_named_once_and_stays(ends: Ends, inspector: Inspector) -> N
     other.close()
 
 
+def test_of_two_who_find_no_epoch_in_redis_one_names_it(make_ends, settings: Settings, redis_url: str, monkeypatch) -> None:
+    ends = make_ends(settings.model_copy(update={"broker": "redis", "redis_url": type(settings.redis_url)(redis_url)}))
+    slow, quick = ends.transport.inspector(), ends.transport.inspector()
+    named, one = [], slow._link.one
+
+    def overtaken(command):
+        if command[0] == "SET":
+            # It has seen that there is none.
+            named.append(quick.epoch("", None))
+        return one(command)
+
+    monkeypatch.setattr(slow._link, "one", overtaken)
+    try:
+        assert [slow.epoch("", None)] == named
+        assert quick.epoch("", named[0]) == named[0]
+    finally:
+        slow.close()
+        quick.close()
+
+
 @on_carrying
 def test_another_epoch_than_the_ledgers_is_told(ends: Ends, inspector: Inspector) -> None:
     queue = asked(ends.transport)

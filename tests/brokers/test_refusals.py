@@ -105,6 +105,9 @@ def test_a_round_of_asking_ends_in_time_and_the_next_one_asks_the_others(refusal
         (405, "RESOURCE_LOCKED - cannot obtain exclusive access to locked queue '{ab}' in vhost '/'", "ab"),
         (403, "ACCESS_REFUSED - access to exchange 'p.a.epoch.1f' in vhost '/' refused for user 'me'", "a"),
         (406, "PRECONDITION_FAILED - inequivalent arg 'x-max-priority' for queue 'p.ab.p...", "ab"),
+        (404, "NOT_FOUND - home node 'r@h' of durable queue '{a}' in vhost '/' is down or inaccessible", "a"),
+        (404, "NOT_FOUND - queue '{ab}' in vhost '/' process is stopped by supervisor", "ab"),
+        (404, "NOT_FOUND - queue '{ab}' in vhost '/' has crashed and failed to restart", "ab"),
         # Of all queues, of none of ours, of nothing that an operator could do anything about.
         (403, "ACCESS_REFUSED - access to exchange 'amq.default' in vhost '/' refused for user 'me'", None),
         (406, "PRECONDITION_FAILED - inequivalent arg 'durable' for queue 'other' in vhost '/'", None),

@@ -8,9 +8,11 @@ import re
 import signal
 
 import pytest
+import redis
 from click.testing import CliRunner
 from rich.console import Console
 
+from brokers.redis import queue_key
 from cli import main
 from cli.broker_drain import Drain, DrainRefused
 from cli.broker_status import run_status
@@ -167,6 +169,62 @@ def test_a_new_broker_that_dies_in_the_middle_of_a_drain_loses_nothing(on_postgr
     assert brokers_of_rows(system) == {"redis": 50}
     system.start()
     wait_until(lambda: states(system) == {"completed": 50}, 120, lambda: str(states(system)))
+    assert attempts(system) == [(1,)]
+
+
+@pytest.fixture
+def spoil(on_postgres):
+    """Puts something else in the place of the queue in Redis, and what was there back again."""
+    settings = on_postgres.settings
+    key = queue_key(settings.broker_prefix, "default")
+    client = redis.Redis.from_url(settings.redis_url.get_secret_value())
+
+    def spoilt(on=True):
+        if on:
+            if client.exists(key):
+                client.rename(key, f"{key} aside")
+            client.set(key, "not a queue")
+        else:
+            client.delete(key)
+            if client.exists(f"{key} aside"):
+                client.rename(f"{key} aside", key)
+
+    yield spoilt
+    client.close()
+
+
+def test_a_drain_to_a_broker_that_refuses_a_queue_changes_nothing(on_postgres, console, spoil):
+    spoil()
+
+    for queue in (None, "default"):
+        with pytest.raises(
+            DrainRefused, match=r"redis refuses the queue default .*WRONGTYPE.* nothing was changed; the key .* rename"
+        ):
+            Drain(on_postgres.settings, "postgres", "redis", queue, console).run()
+
+    assert found_routes(on_postgres) == {}
+    assert brokers_of_rows(on_postgres) == {"postgres": 50}
+    # Its refusal keeps no other queue.
+    Drain(on_postgres.settings, "postgres", "redis", "images", console).run()
+    assert found_routes(on_postgres) == {"images": ("redis", ["postgres"])}
+
+
+def test_a_queue_that_is_refused_in_the_middle_of_a_drain_stops_it_and_loses_nothing(on_postgres, console, at_each_chunk, spoil):
+    system, settings = on_postgres, on_postgres.settings
+    at_each_chunk.append(lambda number: spoil() if number == 3 else None)
+
+    with pytest.raises(DrainRefused, match=r"redis refuses the queue default .* no job is lost.* run the command again"):
+        Drain(settings, "postgres", "redis", None, console).run()
+
+    assert brokers_of_rows(system) == {"postgres": 20, "redis": 30}
+    assert system.rows("SELECT count(*) FROM switchyard.job WHERE broker = 'redis' AND publish_count < 0") == [(10,)]
+
+    at_each_chunk.clear()
+    spoil(on=False)
+    Drain(settings, "postgres", "redis", None, console).run()
+    assert brokers_of_rows(system) == {"redis": 50}
+    system.start()
+    wait_until(lambda: states(system) == {"completed": 50}, 60, lambda: str(states(system)))
     assert attempts(system) == [(1,)]
 
 

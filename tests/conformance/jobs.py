@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections import Counter
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +27,12 @@ _gates: dict[str, threading.Event] = {}
 
 #: Back-offs for tests, in milliseconds.
 FAST: dict[str, Any] = {"min_backoff": 50, "max_backoff": 100}
+
+#: What may stand in ``Retry(delay=)`` by mistake: by name, since JSON has some of them not.
+ODD_DELAYS: dict[str, Any] = {
+    "minus infinity": -math.inf, "nan": math.nan, "negative": -5, "infinity": math.inf, "huge": 10**400, "text": "100",
+    "timedelta": timedelta(seconds=1), "truth": True,
+}  # fmt: skip
 
 
 def note(key: str, value: Any = None) -> None:
@@ -137,6 +145,12 @@ def _declare_failing(actor: Any, actors: SimpleNamespace) -> None:
     def retry_soon() -> int:
         if current_job().attempt == 1:
             raise Retry("soon", delay=100)
+        return current_job().attempt
+
+    @actor(max_retries=1, **FAST)
+    def retry_after(kind: str) -> int:
+        if current_job().attempt == 1:
+            raise Retry("later", delay=ODD_DELAYS[kind])
         return current_job().attempt
 
     @actor(max_retries=0, retry_when=lambda failures, error: isinstance(error, OSError) and failures < 2, **FAST)

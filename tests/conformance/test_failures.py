@@ -91,6 +91,28 @@ def test_retry_says_when(system):
     assert 0.1 <= (second.started_at - first.finished_at).total_seconds() < 30
 
 
+@pytest.mark.parametrize("kind", ["minus infinity", "nan", "negative", "text", "timedelta", "truth"])
+def test_a_time_that_retry_cannot_mean_spends_a_failure_and_nothing_else(system, kind):
+    message = system.jobs.retry_after.send(kind)
+
+    job = system.ended(message, 30)
+
+    assert (job.state, job.result, job.failures) == (State.COMPLETED, 2, 1)
+    first, _ = system.attempts(message)
+    assert (first.outcome, first.error_type, first.error) == ("failed", "Retry", "later")
+
+
+@pytest.mark.parametrize("kind", ["infinity", "huge"])
+def test_a_time_that_is_farther_away_than_any_is_the_farthest_there_is(system, kind):
+    message = system.jobs.retry_after.send(kind)
+
+    job = system.until(message, lambda job: job.state is State.RETRYING)
+
+    assert 99 < (job.run_at - job.created_at).days / 365 < 101
+    assert system.attempts(message)[0].error == "later"
+    assert switchyard.cancel(message)
+
+
 @pytest.mark.parametrize("name", ["unprintable", "retry_when_raises"])
 def test_a_failure_that_cannot_be_told_does_not_vanish_either(system, name):
     job = system.ended(getattr(system.jobs, name).send())

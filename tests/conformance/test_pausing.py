@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -66,6 +68,36 @@ def test_a_paused_queue_rests_while_others_work_and_goes_on_where_it_was(system,
     assert {system.ended(message).state for message in [*resting, late]} == {State.COMPLETED}
     assert sorted(map(str, seen[key])) == ["0", "1", "2", "late"]
     assert (switchyard.paused(), switchyard.resume(queue="default")) == ([], False)
+
+
+def test_a_second_after_a_pause_nothing_starts_any_more_while_jobs_flow(system, key):
+    enough, sent = threading.Event(), []
+
+    def flow() -> None:
+        while not enough.wait(0.005):
+            sent.append(system.jobs.echo.send(key, len(sent)))
+
+    flowing = threading.Thread(target=flow)
+    flowing.start()
+    try:
+        wait_until(lambda: runs[key] > 50, 20, "they flow")
+        switchyard.pause(queue="default")
+        (paused,) = system.rows("SELECT clock_timestamp()")[0]
+        before = len(sent)
+        passed = "SELECT clock_timestamp() > %s + interval '2.5 s'"
+        wait_until(lambda: system.rows(passed, paused) == [(True,)] and len(sent) > before + 50, 20, "they go on flowing")
+    finally:
+        enough.set()
+        flowing.join()
+
+    parked(system, sent[-1])
+    latest = "SELECT max(started_at) - %s FROM switchyard.job WHERE state = 'completed'"
+    assert system.rows(latest, paused)[0][0] < timedelta(seconds=1)
+    assert runs[key] < len(sent)
+
+    switchyard.resume(queue="default")
+    assert system.ended(sent[-1]).state is State.COMPLETED
+    wait_until(lambda: runs[key] == len(sent), 30, "each runs once")
 
 
 def test_a_paused_actor_does_not_hold_up_the_others_of_its_queue(system, key):

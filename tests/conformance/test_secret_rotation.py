@@ -11,6 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 import switchyard
+from control import secrets_rotation
 from control.secrets_rotation import rotate_secrets
 from errors import IdempotencyConflict
 from ledger import batches, write
@@ -244,7 +245,9 @@ def waiting(onlooker) -> bool:
     return bool(rows)
 
 
-def test_what_a_batch_sends_while_it_is_rotated_is_found_among_the_jobs(system_with, key):
+def test_what_a_batch_sends_while_it_is_rotated_is_found_among_the_jobs(system_with, key, monkeypatch):
+    # In the one walk: batches come before jobs.
+    monkeypatch.setattr(secrets_rotation, "ROUNDS", 1)
     system = system_with(OLD)
     children = group([system.jobs.plain.message(key)], on_complete=system.jobs.keeps.message(key, "4111")).run()
     assert switchyard.cancel(children.children[0].message_id)

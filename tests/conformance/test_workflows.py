@@ -11,7 +11,7 @@ import pytest
 from dramatiq.results import ResultFailure
 
 import switchyard
-from errors import BatchClosed, BatchNotFound, PayloadError
+from errors import BatchClosed, BatchNotFound, JobExists, PayloadError
 from ledger.states import TERMINAL, State
 from settings import Settings
 from switchyard import group, pipeline
@@ -197,6 +197,26 @@ def test_a_job_that_completes_itself_moves_its_pipeline_on(flows):
     pipe = pipeline([flows.jobs.completes_itself.message(1), flows.jobs.collect.message()]).run()
 
     assert pipe.get_result(block=True) == [2]
+
+
+def test_a_workflow_of_which_one_job_cannot_be_written_is_not_written_at_all(flows, key):
+    jobs = flows.jobs
+    taken = jobs.parked.send(key)
+    last = jobs.parked.message("other").copy(message_id=taken.message_id)
+    pipe = pipeline([jobs.add.message(1, 2), group([jobs.add.message(1), jobs.add.message(2)]), last])
+    batch = group([jobs.add.message(1, 2), last])
+
+    for workflow in (pipe, batch):
+        with pytest.raises(JobExists):
+            workflow.run()
+
+    first, children, _ = pipe.messages
+    unwritten = [first, *children.children, batch.children[0]]
+    assert [switchyard.get_job(message.message_id) for message in unwritten] == [None] * 4
+    for made in (children, batch):
+        with pytest.raises(BatchNotFound):
+            switchyard.batch(made.id)
+    assert switchyard.cancel(taken)
 
 
 def test_a_workflow_belongs_to_the_callers_transaction(flows):

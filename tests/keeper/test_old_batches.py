@@ -6,8 +6,10 @@ import pytest
 
 from keeper import batches
 from keeper.duty import Keeping
+from ledger import control
 from tests.keeper.conftest import Broker, Node
-from tests.ledger.workflow_rows import add_batch
+from tests.ledger.factory import fetch
+from tests.ledger.workflow_rows import add_batch, add_step
 
 
 @pytest.fixture
@@ -45,3 +47,26 @@ def test_what_one_keeper_has_looked_at_no_other_looks_at_within_a_minute(ledger,
     ledger.execute("UPDATE switchyard.duty SET due_at = due_at - interval '1 minute' WHERE name = %s", [batches.OLD])
     assert batches.forget(ledger, keeping) is None
     assert left(ledger) == 0
+
+
+def test_one_that_something_hangs_on_is_kept_until_that_is_gone(ledger, keeping):
+    outer = add_batch(ledger)
+    inner = add_batch(ledger, parent_id=outer)
+    awaited = add_batch(ledger)
+    step = add_step(ledger, awaited)
+    end_of = "UPDATE switchyard.batch SET completed_at = clock_timestamp() - interval '1 year' WHERE id = ANY(%s)"
+    ledger.execute(end_of, [[outer, awaited]])
+
+    def turn():
+        ledger.execute("UPDATE switchyard.duty SET due_at = due_at - interval '1 minute' WHERE name = %s", [batches.OLD])
+        assert batches.forget(ledger, keeping) is None
+        return {row[0] for row in ledger.execute("SELECT id::text FROM switchyard.batch").fetchall()}
+
+    # The one within is not over, and the step may be replayed, which asks how the batch ended.
+    assert turn() == {outer, inner, awaited}
+
+    ledger.execute(end_of, [[inner]])
+    assert control.cancel(ledger, str(fetch(ledger, step, "message_id"))) == "cancelled"
+    ledger.execute("DELETE FROM switchyard.job WHERE id = %s", [step])
+    assert turn() == {outer}
+    assert turn() == set()

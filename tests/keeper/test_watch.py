@@ -215,9 +215,19 @@ def test_while_the_broker_is_away_its_rows_stay_untouched_and_it_is_asked_less_o
 
     assert watch.turn(ledger, []) == (0, False)
     assert fetch(ledger, id_, "publish_count") == 1
+
+    pauses = []
+    for _ in range(6):
+        asked, began = len(inspector.asked_of), now
+        while len(inspector.asked_of) == asked:
+            now += 0.5
+            assert watch.turn(ledger, []) == (0, False)
+        pauses.append(now - began)
+    assert pauses == [1, 2, 4, 8, 15, 15]
+    assert (inspector.asked, fetch(ledger, id_, "publish_count")) == ([], 1)
+
     inspector.down = False
-    assert watch.turn(ledger, []) == (0, False)
-    now += module.RETRY_MIN
+    now += module.RETRY_MAX
     assert watch.turn(ledger, []) == (1, False)
 
 

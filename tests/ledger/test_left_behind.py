@@ -11,9 +11,11 @@ from psycopg import sql
 
 from errors import LedgerUnavailable
 from keeper.rescue import rescue
+from ledger import cancelling
 from ledger import database as module
 from ledger.database import BoundedConnection, Database, is_outage
 from tests.ledger.factory import add, age_lease, claim, fetch
+from tests.rig.forks import in_child
 from tests.rig.postgres import Databases
 from tests.rig.waiting import wait_until
 
@@ -74,6 +76,38 @@ def test_a_dedicated_connection_that_is_given_up_leaves_nothing_waiting(place, a
             count(connection)
         assert is_outage(silence.value, connection)
         wait_until(lambda: not waiting(admin), 15, "no session waits on")
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_however_many_were_given_up_the_next_one_is_cancelled_too(place, admin, stack, database_url, monkeypatch, refused):
+    def give_up() -> None:
+        connection = stack.enter_context(place.dedicated("test"))
+        connection.time_limit = 0.2
+        with pytest.raises(psycopg.OperationalError):
+            count(connection)
+
+    def cannot(_: object) -> None:
+        raise psycopg.OperationalError("no more connections")
+
+    with psycopg.connect(database_url) as holder:
+        holder.execute("LOCK TABLE switchyard.job IN ACCESS EXCLUSIVE MODE")
+        if refused:
+            with monkeypatch.context() as patch:
+                patch.setattr(cancelling, "_cancellation", cannot)
+                for _ in range(cancelling.AT_A_TIME + 1):
+                    give_up()
+        left = waiting(admin)
+        for _ in range(cancelling.AT_A_TIME + 1):
+            give_up()
+            wait_until(lambda: waiting(admin) <= left, 15, "its session waits no more")
+
+
+def test_a_forked_child_cancels_whatever_its_parent_was_at(stack):
+    for _ in range(cancelling.AT_A_TIME):
+        assert cancelling._places.acquire(blocking=False)
+        stack.callback(cancelling._places.release)
+
+    assert in_child(lambda: cancelling._places.acquire(blocking=False)) == "True"
 
 
 def test_a_job_that_a_silent_transaction_holds_is_rescued(place, admin, stack, monkeypatch):

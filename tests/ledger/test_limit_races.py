@@ -17,6 +17,7 @@ from ledger.states import State
 from tests.ledger.blocking import Meanwhile, Two, wait_for_lock
 from tests.ledger.factory import age_lease, completed, new_job, token
 from tests.ledger.limiting import add_limited, admit, at_once, fetch, forget, rows
+from tests.rig.waiting import wait_until
 
 SLOT = {"concurrency_key": "work"}
 
@@ -147,6 +148,25 @@ def test_a_cancellation_that_waits_for_a_step_holds_no_key(two, many):
     cancelling.result()
 
     assert rows(two.onlooker, "state") == [("cancelled",), ("cancelled",)]
+
+
+def test_who_passes_a_turn_on_takes_no_key_that_it_does_not_hold(two):
+    """Keys are taken in one order. That of a limit which is gone is not among them, and would come last, whatever its place."""
+    limits.declare_rules(two.onlooker, [limits.Rule("queue", "default", 1), limits.Rule("rate", "work", 1, 3_600.0, 1)])
+    first, second = add_limited(two.onlooker, 2, control={"rate_key": "work", "rate_cost": 1})
+    by = token()
+    assert ids_of(two.onlooker, token=by) == [first]
+    end(two.onlooker, first, by)
+    assert (fetch(two.onlooker, second, "state"), fetch(two.onlooker, second, "blocked_on")) == ("pending", "queue:default")
+    two.onlooker.execute("DELETE FROM switchyard.rule WHERE kind = 'queue'")
+
+    with two.second.transaction():
+        held = two.second.execute("SELECT key FROM switchyard.gate WHERE key = 'queue:default' FOR UPDATE").fetchall()
+        deciding = Meanwhile(lambda: ids_of(two.first))
+        wait_until(lambda: deciding.done, 10, "it waits for nobody")
+
+    assert (held, deciding.result()) == ([("queue:default",)], [])
+    assert (fetch(two.onlooker, second, "wait_reason"), fetch(two.onlooker, second, "blocked_on")) == ("rate_limit", None)
 
 
 def test_a_slot_is_freed_once_whoever_says_so(two):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from ledger import control, limits, write
+from ledger import control, keys, limits, write
 from ledger.control import Change
-from ledger.rekeying import Keys
+from ledger.records import JobControl, Unique
+from ledger.rekeying import Keys, PeriodKey
 from ledger.states import State
-from tests.ledger.factory import completed, relay_due
+from tests.ledger.factory import completed, new_job, relay_due
 from tests.ledger.limiting import add_limited, admit, at_once, fetch, forget, rate
 
 SLOT = {"concurrency_key": "work:a"}
@@ -144,3 +145,18 @@ def test_what_runs_keeps_its_keys(ledger):
     assert not rekey(ledger, running, concurrency_key="work:b")
 
     assert fetch(ledger, running, "concurrency_key") == "work:a"
+
+
+@pytest.mark.parametrize("to", [None, "another"])
+def test_a_key_whose_period_has_passed_meanwhile_is_left_to_whoever_has_it_now(ledger, to):
+    first, second = (new_job(control=JobControl(unique=Unique(key="of a period", period=60.0))) for _ in range(2))
+    write.enqueue(ledger, first)
+    was = PeriodKey("work", first.message_id, "of a period", to)
+    ledger.execute("UPDATE switchyard.idempotency SET expires_at = clock_timestamp() WHERE key = 'of a period'")
+    assert write.enqueue(ledger, second).created
+
+    with ledger.transaction():
+        keys.move_period_key(ledger, was)
+
+    assert keys.find(ledger, "unique", "work", "of a period").job_id == second.message_id
+    keys.forget(ledger, "unique", "work", "of a period")

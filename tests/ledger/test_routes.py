@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ledger import routes
 from ledger.routes import EVERY_QUEUE, Place
+from tests.ledger.blocking import Meanwhile, wait_for_lock
 from tests.ledger.factory import add, claim, claim_next, fetch
 
 LEASE = 30.0
@@ -314,6 +315,19 @@ def test_pending_rows_move_once_to_the_route_and_nothing_else_does(fleet, ledger
     assert (fetch(ledger, scheduled, "state"), fetch(ledger, other, "broker")) == ("scheduled", old)
     if new == "postgres":
         assert sorted(job.id for job in claim_next(ledger, 10, queue="moved")) == ids
+
+
+def test_a_route_that_an_operator_decides_while_a_beat_settles_it_stays_decided(fleet, connect):
+    fleet.beat("old", "redis")
+    operator, onlooker = connect(), connect()
+    with operator.transaction():
+        decide(Fleet(operator), "redis", "postgres")
+        # It has read the route as it was, and waits for the row.
+        beating = Meanwhile(lambda: fleet.beat("new", "rabbitmq"))
+        wait_for_lock(onlooker, fleet.ledger.info.backend_pid)
+
+    assert beating.result() == []
+    assert (fleet.route(), routes.routes(fleet.ledger)[0].overruled) == ("postgres", ["redis"])
 
 
 def test_rows_do_not_move_by_a_route_of_yesterday(fleet, ledger):

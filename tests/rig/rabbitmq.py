@@ -30,6 +30,11 @@ from tests.rig.waiting import wait_until
 _ADVICE = "Install rabbitmq-server (`apt-get install rabbitmq-server`, `brew install rabbitmq`), start a Docker engine"
 
 
+def _resource(queue: str) -> str:
+    """A queue's name in the terms of RabbitMQ's own tables."""
+    return f'rabbit_misc:r(<<"/">>, queue, <<"{queue}">>)'
+
+
 class PrivateRabbit(PrivateServer):
     """A RabbitMQ node of our own: own name, ports, data, cookie, own epmd, so that no other node on the machine notices it."""
 
@@ -68,6 +73,16 @@ class PrivateRabbit(PrivateServer):
         """Have the node write to disk what queues there are: it keeps a new one in memory for some two seconds, and a kill within them
         takes the queue away with every confirmed message in it."""
         self.ctl("eval", "mnesia:sync_log().")
+
+    def take_away(self, queue: str) -> None:
+        """Have the node take a durable queue for one that lies on a node of its cluster which is down: known, and not to be reached."""
+        self.ctl("eval", f"mnesia:dirty_delete(rabbit_queue, {_resource(queue)}).")
+
+    def bring_back(self, queue: str) -> None:
+        """Have that queue be reached again, as when its node returns."""
+        self.ctl(
+            "eval", f"[mnesia:dirty_write(rabbit_queue, Q) || Q <- mnesia:dirty_read(rabbit_durable_queue, {_resource(queue)})]."
+        )
 
     def stop(self, timeout: float = 30.0) -> None:
         super().stop(timeout)

@@ -1,8 +1,9 @@
-"""A queue that RabbitMQ refuses, since somebody declared it otherwise or our user may not use it: the others go on, and so does it when it
-is repaired."""
+"""A queue that RabbitMQ refuses, since somebody declared it otherwise, our user may not use it or its node is down: the others go on, and
+so does it when it is repaired."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
@@ -15,7 +16,7 @@ from brokers.amqp import queue_name
 from brokers.rabbitmq import RabbitmqReceiver, RabbitmqSender
 from brokers.transport import QueueRefused, Receiver, Sender, TransportDown, Trigger
 from middleware.log_context import configure_structlog
-from settings import Settings
+from settings import MAX_QUEUE, Settings
 from tests.brokers.conftest import Ends, fetch_all
 from tests.brokers.rabbitmq.conftest import batch, ids
 from tests.rig.rabbitmq import PrivateRabbit
@@ -174,6 +175,34 @@ def test_a_receiver_of_nothing_but_a_refused_queue_waits_its_time(receiver: Rabb
     wait_until(lambda: "b" in receiver._refusals or bool(receiver.fetch(["b"], 5, 0.2)), 30, "it is refused")
 
 
+def test_of_two_names_too_long_to_tell_apart_the_one_that_is_good_is_consumed_in_the_end(
+    make_ends, rabbit_settings: Settings, channel: BlockingChannel, soon: None
+) -> None:
+    # RabbitMQ's text ends within what both begin with.
+    prefix = f"{rabbit_settings.broker_prefix:-<40}"
+    good, bad = ("q" * (MAX_QUEUE - 1) + last for last in "xy")
+    ends = make_ends(rabbit_settings.model_copy(update={"broker_prefix": prefix}))
+    sender, receiver = ends.sender(), ends.receiver()
+    assert _published(sender, range(3), good) == []
+    channel.queue_declare(queue_name(prefix, bad), durable=True)
+    try:
+        # The good one is the first that it can mean. Once that rests it can only be the other.
+        found = _take(receiver, [good, bad], {0, 1, 2})
+        assert {trigger.queue for trigger in found} == {good}
+
+        def told_apart() -> bool:
+            receiver.fetch([good, bad], 5, 0.2)
+            return list(receiver._refusals) == [bad]
+
+        wait_until(told_apart, 30, "the bad one alone is refused")
+        sender.publish([*batch(range(10, 13), good), *batch(range(20, 23), bad)])
+        wait_until(lambda: sender.idle() is not None and sender.refused() == [bad], 30, "the good one is taken")
+        assert _published(sender, range(30, 33), good) == []
+    finally:
+        for queue in (good, bad):
+            channel.queue_delete(queue_name(prefix, queue))
+
+
 def test_a_queue_that_permissions_refuse_takes_no_other_with_it_and_goes_on_once_they_are_given(
     make_ends,
     narrow: Callable[[str, str, str], Settings],
@@ -207,6 +236,62 @@ def test_a_queue_that_permissions_refuse_takes_no_other_with_it_and_goes_on_once
 
     narrow(".*", ".*", ".*")
     _take(receiver, QUEUES, {30, 31, 32})
+
+
+def test_a_queue_whose_node_is_down_takes_no_other_with_it_and_goes_on_once_that_is_back(
+    ends: Ends,
+    server: PrivateRabbit,
+    sender: RabbitmqSender,
+    receiver: RabbitmqReceiver,
+    name: Callable[[str], str],
+    soon: None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert _published(sender, range(10, 13), "b") == []
+    server.take_away(name("b"))
+    try:
+        # This sender has declared it, so the first of these come back; the next round declares it anew.
+        wait_until(lambda: _published(sender, range(3), "b") == [0, 1, 2] and sender.refused() == ["b"], 30, "it is refused")
+        assert _published(sender, range(20, 23), "a") == []
+        _take(receiver, QUEUES, {20, 21, 22})
+        assert "b" in receiver._refusals
+
+        inspector = ends.transport.inspector()
+        with pytest.raises(QueueRefused, match="is down or inaccessible"):
+            inspector.epoch("b", None)
+        inspector.close()
+        (refused,) = ends.transport.refusals(["nobody", *QUEUES])
+        assert refused.queue == "b"
+        assert "start the node again" in refused.advice
+        assert len(_said(caplog, "'refused': 'publish'")) == 1
+    finally:
+        server.bring_back(name("b"))
+
+    _take(receiver, QUEUES, {10, 11, 12})
+    wait_until(lambda: sender.idle() == [] and not sender.refused(), 30, "it is taken again")
+    assert _published(sender, range(30, 33), "b") == []
+    _take(receiver, QUEUES, {30, 31, 32})
+
+
+def test_a_queue_for_which_there_is_no_room_is_refused_alone_and_nobody_is_told_to_delete_it(
+    server: PrivateRabbit, sender: RabbitmqSender, name: Callable[[str], str], soon: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert _published(sender, range(3), "a") == []
+    there = server.ctl("list_queues", "name", "--no-table-headers").split()
+    server.ctl("set_vhost_limits", json.dumps({"max-queues": len(there)}))
+    try:
+        sender.publish(batch(range(10, 13), "b"))
+        sender.flush(30)
+        assert sender.refused() == ["b"]
+        assert _published(sender, range(20, 23), "a") == []
+        (said,) = _said(caplog, "refuses this queue")
+        assert f"no room for {name('b')}" in said
+        assert "delete_queue" not in said
+    finally:
+        server.ctl("clear_vhost_limits")
+
+    wait_until(lambda: sender.idle() == [] and not sender.refused(), 30, "it is taken")
+    assert _published(sender, range(13, 16), "b") == []
 
 
 def test_the_inspector_says_which_queue_is_refused_and_answers_about_the_others(ends: Ends, spoilt: str) -> None:
