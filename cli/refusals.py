@@ -26,8 +26,10 @@ def database_refusal(error: LedgerUnavailable, settings: Settings) -> SettingsEr
 
     Postgres may speak another language than English; then its own words are shown as they are.
     """
-    source = "" if "database_url" in settings.model_fields_set else "it is not set, so the default was tried: "
-    return SettingsError("DATABASE_URL", source + _explained(error.headline, settings))
+    said = _explained(error.headline, settings)
+    if "database_url" not in settings.model_fields_set:
+        said = f"it is not set, so the default was tried: {said}. Where `switchyard up` runs, paste the lines that it printed instead"
+    return SettingsError("DATABASE_URL", said)
 
 
 def _explained(said: str, settings: Settings) -> str:

@@ -49,6 +49,13 @@ _BEYOND_GRACE: Final = 10.0
 _LOCK_PATIENCE: Final = 20.0
 
 
+#: How to remove what is called by a prefix from a broker.
+_REMOVE: Final = {
+    "redis": "redis-cli --scan --pattern '{prefix}*' | xargs redis-cli unlink",
+    "rabbitmq": "rabbitmqctl --quiet list_queues name | grep '^{prefix}' | xargs -n 1 rabbitmqctl delete_queue",
+}
+
+
 class Stack:
     """One stack; a context manager that stops what was started, however the block ends.
 
@@ -103,8 +110,10 @@ class Stack:
             database = f"your database {name}" if name else "your database"
             found.append(f"these jobs and what they wrote: in {database}, schemas switchyard and switchyard_jobs")
         if transport_class(settings.broker).carries_triggers and f"{settings.broker}_url" not in self.overrides:
+            remove = _REMOVE[settings.broker].format(prefix=settings.broker_prefix)
             found.append(
-                f"names that begin with {settings.broker_prefix}, with nothing of this run in them: in your {settings.broker}"
+                f"names that begin with {settings.broker_prefix}, with nothing of this run in them: in your {settings.broker}; they go by"
+                f" {remove}"
             )
         return found
 

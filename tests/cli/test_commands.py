@@ -130,7 +130,10 @@ def test_a_default_that_was_tried_is_told_apart_from_a_value_that_was_given(monk
     monkeypatch.delenv("DATABASE_URL", raising=False)
     error = LedgerUnavailable("failed to resolve host 'db'")
 
-    assert str(database_refusal(error, load())).startswith("DATABASE_URL: it is not set, so the default was tried: failed")
+    found = str(database_refusal(error, load()))
+
+    assert found.startswith("DATABASE_URL: it is not set, so the default was tried: failed")
+    assert found.endswith("Where `switchyard up` runs, paste the lines that it printed instead")
 
 
 @pytest.mark.parametrize("command", ["migrate", "demo", "up"])

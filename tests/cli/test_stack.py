@@ -50,4 +50,7 @@ def test_jobs_stay_in_a_database_that_was_given():
 def test_names_stay_in_a_broker_that_was_given():
     stack = Stack(Signals(), broker="rabbitmq", broker_prefix="mine")
 
-    assert stack.stays() == ["names that begin with mine, with nothing of this run in them: in your rabbitmq"]
+    assert stack.stays() == [
+        "names that begin with mine, with nothing of this run in them: in your rabbitmq; they go by"
+        " rabbitmqctl --quiet list_queues name | grep '^mine' | xargs -n 1 rabbitmqctl delete_queue"
+    ]
