@@ -6,8 +6,11 @@ Nothing is restarted behind anybody's back: when a process of the stack ends, al
 from __future__ import annotations
 
 import shlex
+import shutil
+import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 import click
@@ -45,6 +48,9 @@ def _where(stack: Stack) -> str:
     values = variables(stack.settings)
     lines = [f"  {name:10}{place}" for name, place in stack.places]
     lines += ["", "In another shell, for `dramatiq`, `python` or `switchyard`:", ""]
+    here = Path(sys.executable).parent
+    if shutil.which("switchyard") != str(here / "switchyard"):
+        lines.append(f'export PATH={shlex.quote(str(here))}:"$PATH"')
     lines += [f"export {name}={shlex.quote(values[name])}" for name in stack.exports()]
     lines += [
         "",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,8 +32,12 @@ def up(switchyard: Switchyard, *arguments: str, **variables: str) -> tuple[Child
     child = switchyard("up", *arguments, **variables)
     wait_until(lambda: "Ctrl-C" in child.output() or not child.running, 90, child.output)
     assert child.running, child.output()
-    lines = re.findall(r"^export (\w+)=(.*)$", child.output(), re.MULTILINE)
-    return child, {name: shlex.split(value)[0] for name, value in lines}
+    lines = re.findall(r"^export \w+=.*$", child.output(), re.MULTILINE)
+    names = [re.findall(r"\w+", line)[1] for line in lines]
+    # Pasted into a shell that has nothing but the system's commands.
+    script = "\n".join([*lines, *(f"printf '%s\\0' \"${name}\"" for name in names)])
+    shell = subprocess.run(["sh", "-c", script], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=True)
+    return child, dict(zip(names, shell.stdout.split("\0"), strict=False))
 
 
 def run_script(program: str, variables: dict[str, str], folder: Path) -> str:
@@ -53,7 +57,10 @@ def test_a_script_with_the_printed_variables_gets_its_job_run(
     started = groups(tmp_path)
 
     answer = run_script(SCRIPT, variables, tmp_path_factory.mktemp("elsewhere"))
+    found = shutil.which("switchyard", path=variables["PATH"])
     stack.terminate()
+
+    assert found == str(Path(sys.executable).parent / "switchyard")
 
     assert answer == "{'attempts': 2}\n"
     assert stack.wait(60) == 0
