@@ -156,12 +156,16 @@ def test_of_a_history_that_grew_before_there_was_a_bound_no_end_reads_more_than_
     id_ = add(ledger)
     with ledger.transaction():
         ledger.execute("SET LOCAL session_replication_role = replica")
-        for table, columns, values in (("attempt", "outcome", "'snoozed'"), ("job_log", "line", "'waits'")):
-            ledger.execute(
-                f"INSERT INTO switchyard.{table} (job_id, generation, attempt, {columns})"
-                f" SELECT %s, 1, n, {values} FROM generate_series(1, %s) AS n",
-                [id_, executions],
-            )
+        ledger.execute(
+            "INSERT INTO switchyard.attempt (job_id, generation, attempt, outcome)"
+            " SELECT %s, 1, n, 'snoozed' FROM generate_series(1, %s) AS n",
+            [id_, executions],
+        )
+        ledger.execute(
+            "INSERT INTO switchyard.job_log (job_id, generation, attempt, line)"
+            " SELECT %s, 1, n, 'waits' FROM generate_series(1, %s) AS n",
+            [id_, executions],
+        )
         ledger.execute("UPDATE switchyard.job SET attempt = %s WHERE id = %s", [executions + 8, id_])
     ledger.execute("ANALYZE switchyard.attempt, switchyard.job_log")
     by = claim(ledger, id_)
