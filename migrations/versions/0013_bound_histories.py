@@ -1,7 +1,7 @@
 """Bound what a job's history keeps, and remember which workflows retention has begun to remove.
 
 Lock cost: two columns, whose defaults no row is rewritten for, and a trigger: each is added in a moment, once nobody is at work on its
-table (batch, attempt).
+table. First batch in a transaction of its own, then attempt: whoever uses both in either order meets one lock at a time, not a deadlock.
 Deploy: before the code that needs it; older workers go on working, and the histories of their jobs are bounded as well.
 """
 
@@ -84,10 +84,12 @@ END $$
 
 
 def upgrade() -> None:
+    with op.get_context().autocommit_block():
+        # It stays where what follows fails; the next try finds it.
+        op.add_column("batch", sa.Column("pruned_at", sa.DateTime(timezone=True)), schema="switchyard", if_not_exists=True)
     op.add_column(
         "attempt", sa.Column("omitted", sa.BigInteger(), nullable=False, server_default=sa.text("0")), schema="switchyard"
     )
-    op.add_column("batch", sa.Column("pruned_at", sa.DateTime(timezone=True)), schema="switchyard")
     op.execute(TRIM_HISTORY)
     # Every tenth execution, so that nine of ten pay for no more than the condition; whose generation and attempt are that small has no
     # hundred of anything. Attempts begin anew with each generation: of ten in a row, in one generation or in many, one meets it.
