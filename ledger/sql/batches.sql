@@ -44,7 +44,7 @@ WITH step AS MATERIALIZED (
     JOIN unnest(%(upstreams)s::uuid[], %(results)s::text[]) AS f (upstream, result) ON j.upstream_id = f.upstream
     WHERE j.upstream_id = ANY(%(upstreams)s::uuid[]) AND j.upstream_id IS NOT NULL AND CASE WHEN j.state IN ('scheduled', 'cancelled') THEN true END
     ORDER BY j.id
-    FOR NO KEY UPDATE OF j
+    FOR UPDATE OF j
 ),
 fed AS MATERIALIZED (
     SELECT
