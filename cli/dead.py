@@ -15,7 +15,7 @@ import click
 import switchyard
 from cli.choosing import answered, confirm, queue_name, values_checked
 from cli.ids import NoSuchId, job_id, no_job
-from cli.knowing import alike, warn_of_unknown
+from cli.knowing import warn_of_unknown
 from cli.listing import details, history, print_traceback
 from cli.moments import Moment, utc
 from cli.plain import as_json, say_json
@@ -23,7 +23,6 @@ from cli.reporting import reported
 from cli.tables import Listing, listing, print_details, print_listing
 from control.dead_letters import Filters, rate_per_second
 from errors import JobNotFound
-from ledger import names
 from ledger.dead import REASONS
 from ledger.job import DeadGroup, DeadLetter
 from ledger.overview import clock
@@ -268,20 +267,9 @@ def _given(filters: dict[str, Any]) -> Filters:
 
 
 def _warn(filters: dict[str, Any]) -> None:
-    """Nothing was found: perhaps because a name was mistyped.
-
-    Raises:
-        click.UsageError: it was the reason, of which there are so many and no others, but for those that dead letters have.
-    """
-    reason = filters["reason"]
-    if reason is not None and reason not in REASONS:
-        there_are = sorted({*REASONS, *switchyard.database().run(names.known_reasons)})
-        if reason not in there_are:
-            raise click.BadParameter(
-                f"nothing dies of {reason!r}{alike(reason, there_are)}; the reasons are {', '.join(there_are)}",
-                param_hint="--reason",
-            )
-    warn_of_unknown(**{name: filters[name] for name in ("queue", "actor", "error_type", "fingerprint")})
+    """Nothing was found: perhaps because a name was mistyped. That is no refusal: an application's own reason is known for as long as a
+    dead letter has it, and what replays those each night may find none."""
+    warn_of_unknown(**{name: filters[name] for name in ("queue", "actor", "error_type", "fingerprint", "reason")})
 
 
 def _tell(as_json: bool, done: str, ids: Sequence[str], act: Callable[[str], str | None]) -> None:

@@ -17,9 +17,16 @@ import switchyard
 from cli.terminal import printable
 from errors import LedgerUnavailable
 from ledger import names
+from ledger.dead import REASONS
 
 #: As many names are listed as one can read.
 _LISTED: Final = 12
+
+
+def _reasons(connection: Any) -> list[str]:
+    """Why jobs die: our reasons, and the application's own, which nobody can tell once no dead letter has them."""
+    return sorted({*REASONS, *names.known_reasons(connection)})
+
 
 #: Of each kind of name: how to find those there are, and what it means that one is not among them.
 _KINDS: Final[dict[str, tuple[Callable[[Any], Sequence[str]], str]]] = {
@@ -28,6 +35,7 @@ _KINDS: Final[dict[str, tuple[Callable[[Any], Sequence[str]], str]]] = {
     "tag": (names.known_tags, "no job sent lately has it"),
     "error type": (names.known_error_types, "no dead letter of late has it"),
     "group": (names.known_fingerprints, "no dead letter of late is of it"),
+    "reason": (_reasons, "it is none of ours, and no dead letter of late has it"),
 }
 
 
@@ -38,9 +46,10 @@ def warn_of_unknown(
     tag: str | None = None,
     error_type: str | None = None,
     fingerprint: str | None = None,
+    reason: str | None = None,
 ) -> None:
     """Say on standard error if nothing knows one of these names, and which names there are."""
-    given = {"queue": queue, "actor": actor, "tag": tag, "error type": error_type, "group": fingerprint}
+    given = {"queue": queue, "actor": actor, "tag": tag, "error type": error_type, "group": fingerprint, "reason": reason}
     for kind, name in given.items():
         if name is not None:
             _warn(kind, name)

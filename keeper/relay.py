@@ -47,7 +47,7 @@ class Passed:
         self._leaving: object = None
         #: Everything that was due before was seen; None: nothing was yet.
         self._seen: float | None = None
-        #: When the look at everything began, and when it is to be taken again; None: it goes on.
+        #: When the look at everything began, and when it is to be taken again; None: it has just begun.
         self._began = 0.0
         self._again: float | None = None
 
@@ -60,9 +60,13 @@ class Passed:
 
     def came(self, at: float, reached: float | None) -> None:
         """A look that began ``at`` came to what had been due for ``reached`` seconds; None: to the end."""
+        now = monotonic()
         self._seen = at - (reached or 0.0) - SLACK
-        if reached is None and self._again is None:
-            self._again = monotonic() + min(LONGEST, (monotonic() - self._began) / SHARE)
+        if self._again is None:
+            # Even if it never comes to the end, because more becomes due than can be relayed.
+            self._again = now + LONGEST
+        if reached is None:
+            self._again = min(self._again, now + (now - self._began) / SHARE)
 
 
 def relay(

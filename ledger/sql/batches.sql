@@ -80,7 +80,8 @@ RETURNING j.id, j.state;
 UPDATE switchyard.batch SET waits_for = NULL WHERE waits_for = ANY(%(upstreams)s::uuid[]) RETURNING id::text;
 
 -- name: cancel_followers
--- Everything that waits for these jobs or batches, and for that, and so on, is cancelled with them.
+-- Everything that waits for these jobs or batches, and for that, and so on, is cancelled with them. A replay that relies on some of it may
+-- wait for the batches that the caller holds: it is not waited for.
 WITH RECURSIVE awaited (id) AS (
     SELECT unnest(%(upstreams)s::uuid[])
     UNION
@@ -97,7 +98,7 @@ waiting AS MATERIALIZED (
     FROM switchyard.job AS j
     WHERE j.upstream_id = ANY(ARRAY(SELECT id FROM awaited)) AND j.state = 'scheduled'
     ORDER BY j.id
-    FOR UPDATE
+    FOR NO KEY UPDATE
 )
 UPDATE switchyard.job AS j
 SET state = 'cancelled', finished_at = clock_timestamp(), wait_reason = NULL, wait_since = NULL

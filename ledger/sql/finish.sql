@@ -19,8 +19,8 @@ WHERE j.id = ANY(%(ids)s::bigint[]) AND j.id = f.id AND j.token = f.token AND CA
 RETURNING j.id;
 
 -- name: lock_in_order
--- The rows of a batch that is written by more than one statement.
-SELECT id FROM switchyard.job WHERE id = ANY(%(ids)s::bigint[]) ORDER BY id FOR UPDATE;
+-- The rows of a batch that is written by more than one statement. They stay, so a replay that relies on one of them goes on.
+SELECT id FROM switchyard.job WHERE id = ANY(%(ids)s::bigint[]) ORDER BY id FOR NO KEY UPDATE;
 
 -- name: finish_otherwise
 -- A batch of executions that ended in any other way: a retry, a dead letter, a cancellation, a snooze, a release. The history of

@@ -238,3 +238,17 @@ def test_a_queue_that_is_refused_is_walked_past_once(ledger, rounds, long_rest):
 
     rounds.publisher.refusing = {}
     assert rounds.go()[0] == BACKLOG
+
+
+def test_everything_is_looked_at_now_and_then_although_there_is_always_more_to_relay(ledger, rounds, monkeypatch):
+    for name, value in {"CHUNK": 5, "ROUND": 5, "LONGEST": 0.0}.items():
+        monkeypatch.setattr(relaying, name, value)
+    monkeypatch.setattr(write.relay_due, "__kwdefaults__", write.relay_due.__kwdefaults__ | {"limit": 5})
+    due_elsewhere(ledger, 50)
+    assert rounds.go()[0] == 5
+    (late,) = due_elsewhere(ledger)
+    ledger.execute("UPDATE switchyard.job SET next_publish_at = now() - interval '1 minute' WHERE id = %s", [late])
+
+    assert rounds.go()[0] == 5
+
+    assert late in rounds.publisher.offered

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from ledger import dead, read, write
+from ledger.database import Database
 from ledger.states import State
 from tests.ledger.factory import add, age_lease, claim, completed, failed, history, name_of, released
 
@@ -134,3 +135,48 @@ def test_a_history_that_grew_before_there_was_a_bound_is_cut_down_bit_by_bit(led
     assert sizes[-1] <= MOST + 30
     assert told(ledger, id_) == {"failed": 30, "snoozed": 3_030}
     assert [attempt for _, attempt, outcome in history(ledger, id_) if outcome == "failed"] == list(range(100, 3_001, 100))
+
+
+@pytest.fixture
+def flusher(ledger_url):
+    """The kind of connection that ends are written on."""
+    with Database(ledger_url).dedicated("flusher", batches=True) as connection:
+        yield connection
+
+
+def reads(ledger, table):
+    """The rows of a table that this transaction has read, by scans and by indexes."""
+    return ledger.execute(
+        "SELECT seq_tup_read + coalesce(idx_tup_fetch, 0) FROM pg_stat_xact_user_tables WHERE relid = %s::regclass", [table]
+    ).fetchone()[0]
+
+
+def test_of_a_history_that_grew_before_there_was_a_bound_no_end_reads_more_than_the_oldest(ledger, flusher):
+    executions, looked_at = 20_000, 1_000
+    id_ = add(ledger)
+    with ledger.transaction():
+        ledger.execute("SET LOCAL session_replication_role = replica")
+        ledger.execute(
+            "INSERT INTO switchyard.attempt (job_id, generation, attempt, outcome)"
+            " SELECT %s, 1, n, 'snoozed' FROM generate_series(1, %s) AS n",
+            [id_, executions],
+        )
+        ledger.execute(
+            "INSERT INTO switchyard.job_log (job_id, generation, attempt, line)"
+            " SELECT %s, 1, n, 'waits' FROM generate_series(1, %s) AS n",
+            [id_, executions],
+        )
+        ledger.execute("UPDATE switchyard.job SET attempt = %s WHERE id = %s", [executions + 8, id_])
+    ledger.execute("ANALYZE switchyard.attempt, switchyard.job_log")
+    by = claim(ledger, id_)
+    tables = ("switchyard.attempt", "switchyard.job_log")
+
+    with flusher.transaction():
+        before = [reads(flusher, table) for table in tables]
+        assert write.finish(flusher, [released(id_, by)])
+        read_ = [reads(flusher, table) - count for table, count in zip(tables, before, strict=True)]
+
+    assert len(history(ledger, id_)) == executions + 1 - 900
+    assert [entry < 6 * looked_at for entry in read_] == [True, True], read_
+    lines = ledger.execute("SELECT count(*), min(attempt), max(attempt) FROM switchyard.job_log WHERE job_id = %s", [id_])
+    assert lines.fetchone() == (executions - 900, 1, executions)

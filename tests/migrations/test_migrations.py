@@ -199,6 +199,26 @@ def test_an_index_whose_building_was_interrupted_is_built_anew(empty_database_ur
     assert "(parent_id, id) WHERE (parent_id IS NOT NULL)" in str(built)
 
 
+@pytest.mark.parametrize(("first", "then"), [("batch", "attempt"), ("attempt", "batch")])
+def test_histories_are_bounded_beside_transactions_that_use_both_tables_in_either_order(empty_database_url, first, then):
+    migrations.upgrade(empty_database_url, "0012")
+    use = {
+        "batch": "SELECT FROM switchyard.batch FOR UPDATE",
+        "attempt": "DELETE FROM switchyard.attempt",
+    }
+    waits = "SELECT 1 FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock'"
+    with psycopg.connect(empty_database_url) as slow, psycopg.connect(empty_database_url, autocommit=True) as other:
+        slow.execute(use[first])
+        migrating = Meanwhile(lambda: migrations.upgrade(empty_database_url, "0013"))
+        wait_until(lambda: other.execute(waits).fetchone(), 30, "it waits for the one before")
+
+        slow.execute(use[then])
+        slow.commit()
+        migrating.result(30)
+
+    require_migrated(Database(empty_database_url))
+
+
 def test_migrations_prepare_nothing(empty_database_url):
     with migrations.engine(empty_database_url).connect() as connection:
         for _ in range(20):
