@@ -1,0 +1,54 @@
+"""What may be how much: the limits that a soak is judged by. docs/reliability.md repeats them.
+
+A limit is absolute: so much more per hour, and at least so much more at all (see ``judge``). They are some five times what a healthy run
+shows, and small beside what a leak of a kB per job comes to at the soak's rate.
+"""
+
+from __future__ import annotations
+
+from tests.soak.judge import Limit
+
+#: By the last word of a measure's name.
+LIMITS: dict[str, Limit] = {
+    # Of a process: MB resident, open files, threads.
+    "rss": Limit(per_hour=20, slack=4),
+    "files": Limit(per_hour=12, slack=6),
+    "threads": Limit(per_hour=6, slack=3),
+    "processes": Limit(per_hour=6, slack=2),
+    # Of a server: clients and what they hold open.
+    "connections": Limit(per_hour=24, slack=8),
+    "channels": Limit(per_hour=24, slack=8),
+    "queues": Limit(per_hour=6, slack=2),
+    "keys": Limit(per_hour=20, slack=10),
+    "depth": Limit(per_hour=600, slack=100),
+    # MB: of a server's processes, of Redis' data, of RabbitMQ's node.
+    "private": Limit(per_hour=60, slack=15),
+    "memory": Limit(per_hour=60, slack=30),
+    "data": Limit(per_hour=6, slack=1),
+    # Of a table of the ledger: rows, dead tuples, MB of the table and of its indexes.
+    "rows": Limit(per_hour=3_000, slack=500),
+    "dead": Limit(per_hour=20_000, slack=8_000),
+    "table": Limit(per_hour=10, slack=3),
+    "indexes": Limit(per_hour=10, slack=3),
+    # Seconds of the oldest transaction.
+    "transaction": Limit(per_hour=60, slack=5),
+}
+
+
+#: Latency in the end against the beginning: so many times, and so many seconds on top.
+LATENCY_RATIO, LATENCY_SLACK = 2.0, 0.5
+#: The rate in the end against the beginning: at least this share.
+RATE_SHARE = 0.7
+
+#: Rows that may be left in tables of the ledger when all is drained and every process has ended: those whose number does not depend on
+#: how many jobs there were. ``job`` and all that hangs on it has to be empty.
+EMPTY = ("job", "attempt", "job_log", "job_step", "dead_notice", "idempotency")
+#: The same, but looked for once a minute.
+EMPTY_LATER = ("batch",)
+#: Keys that may be left in Redis: the epoch, and the marks of its keepers.
+KEYS_LEFT = 8
+
+
+def limit_of(measure: str) -> Limit:
+    """The limit of a measure, by the last word of its name."""
+    return LIMITS[measure.rsplit(" ", 1)[-1]]
