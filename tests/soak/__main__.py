@@ -23,10 +23,13 @@ from tests.rig.processes import GUARD
 from tests.rig.service import Unavailable
 from tests.soak import report
 from tests.soak.leaks import KINDS
+from tests.soak.limits import limit_of
 from tests.soak.soak import HOME, Plan, Result, run
 
 #: Time of traffic when MINUTES does not say.
 MINUTES = 30.0
+#: Of a measure's slack: what has moved by less is not shown.
+WORTH = 0.1
 
 
 def main() -> int:
@@ -98,6 +101,9 @@ def _show(result: Result) -> None:
         flush=True,
     )
     for name, each in result.trends.items():
+        # The rest stood still; it is all in the samples.
+        if not each.grows and abs(each.last - each.first) < WORTH * limit_of(name).slack:
+            continue
         mark = "GROWS" if each.grows else "" if each.judged else "too few to judge"
         print(f"    {name:32} {each.first:10.2f} {each.last:10.2f} {each.per_hour:+12.2f}/h {mark}", flush=True)
 

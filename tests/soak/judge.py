@@ -3,12 +3,12 @@
 A least-squares line is bent by one outlier, and two averages are fooled by where a saw-tooth happens to stand. So four things are asked:
 
     slope   Theil-Sen, the median of the slopes of all pairs: up to 29 % of the points may be anything
-    order   Mann-Kendall, by how much pairs that rise outnumber those that fall: noise does not get that far by chance once in 700 times
+    order   Mann-Kendall, by how much pairs that rise outnumber those that fall: noise gets that far once in 30,000 times
     middle  the median of the last third against that of the first
     floor   what each third was at or above for nine tenths of its time: a leak lifts it; garbage collection and autovacuum come back to it
 
-Something *grows* when its slope is above the limit per hour, its order is no chance, and both its middle and its floor have risen by more than the slack, which is
-in absolute terms: below it, nothing is worth a name. What happens in the warm-up is not looked at.
+Something *grows* when its slope is above the limit per hour, its order is no chance, and both its middle and its floor have risen by
+more than the slack, which is in absolute terms: below it, nothing is worth a name. What happens in the warm-up is not looked at.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from statistics import median
 from typing import TypeVar
 
 #: Fewest points, warm-up not counted, that say anything.
-FEWEST = 9
+FEWEST = 12
 #: Most points that slopes are taken of: the pairs are half of its square.
 MOST = 400
 #: What the order has to come to, in standard deviations of what chance does.
-CHANCE = 3.0
+CHANCE = 4.0
 #: The share of a third that may lie below its floor: one odd reading is none.
 BELOW = 0.1
 
