@@ -42,13 +42,14 @@ RATE_SHARE = 0.7
 
 #: Rows that may be left in tables of the ledger when all is drained and every process has ended: those whose number does not depend on
 #: how many jobs there were. ``job`` and all that hangs on it has to be empty.
-EMPTY = ("job", "attempt", "job_log", "job_step", "dead_notice", "idempotency")
+EMPTY = ("job", "attempt", "job_log", "job_step", "dead_notice")
 #: The same, but looked for once a minute.
-EMPTY_LATER = ("batch",)
+EMPTY_LATER = ("batch", "idempotency")
 #: Keys that may be left in Redis: the epoch, and the marks of its keepers.
 KEYS_LEFT = 8
 
 
-def limit_of(measure: str) -> Limit:
-    """The limit of a measure, by the last word of its name."""
-    return LIMITS[measure.rsplit(" ", 1)[-1]]
+def limit_of(measure: str, leeway: float = 1.0) -> Limit:
+    """The limit of a measure, by the last word of its name; ``leeway``: so many times its slack."""
+    usual = LIMITS[measure.rsplit(" ", 1)[-1]]
+    return Limit(per_hour=usual.per_hour, slack=usual.slack * leeway)

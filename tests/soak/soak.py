@@ -51,11 +51,15 @@ class Plan:
     #: Seconds between two rolls; jobs after which a process is recycled.
     roll: float = 60.0
     max_jobs: int = 400
-    #: Whether the drain waits until the batches are gone as well, which are looked for once a minute.
+    #: Whether the drain waits until batches and keys are gone as well, which keepers look for once a minute.
     patient: bool = True
     #: Latency in the end against the beginning: times, and seconds on top.
     ratio: float = limits.LATENCY_RATIO
     slack: float = limits.LATENCY_SLACK
+    #: How many times as much as usual everything may rise, where there is no time to warm up.
+    leeway: float = 1.0
+    #: The rate in the end against the beginning: at least this share.
+    share: float = limits.RATE_SHARE
 
     @classmethod
     def of_length(cls, seconds: float) -> Plan:
@@ -229,7 +233,8 @@ class Soak:
         result.recycled = len(self._recycled) - 1
         result.load = median(self._loads)
         result.trends = {
-            name: trend(points, limits.limit_of(name), warm_up=plan.warm_up) for name, points in sorted(self._series.items())
+            name: trend(points, limits.limit_of(name, plan.leeway), warm_up=plan.warm_up)
+            for name, points in sorted(self._series.items())
         }
         for name, found in result.trends.items():
             if found.grows:
@@ -242,7 +247,7 @@ class Soak:
             if slower(values, plan.ratio, plan.slack):
                 result.problems.append(f"due-to-start {name} has risen: {', '.join(f'{value:.2f}' for value in values)} s")
         # The other way round: what has fallen is worse.
-        if slower([-rate for rate in result.rates], limits.RATE_SHARE, 0.0):
+        if slower([-rate for rate in result.rates], plan.share, 0.0):
             result.problems.append(f"the rate has fallen: {', '.join(f'{rate:.1f}' for rate in result.rates)} a second")
         self._write({"result": result.broker, "problems": result.problems, "jobs": result.verdict.jobs, "rolls": result.rolls})
 

@@ -25,6 +25,8 @@ from tests.soak import jobs, probe
 
 #: Threads of each worker process.
 THREADS = 4
+#: Processes of the steady fleet.
+STEADY = 2
 
 
 class Stand:
@@ -51,11 +53,12 @@ class Stand:
         self._leak = leak
         self._started = 0
         self.sender: Child | None = None
-        self.steady = self.hire(processes=2)
+        self.steady = self.hire(processes=STEADY)
         self.recycled = self.hire("--max-jobs", str(max_jobs))
         self.rolled = self.hire()
-        for worker in self.commands:
-            self.working(worker)
+        self.working(self.steady, STEADY)
+        self.working(self.recycled)
+        self.working(self.rolled)
 
     def _settings(self, keep: float) -> Settings:
         urls = {
@@ -82,15 +85,19 @@ class Stand:
         environment = self._environment() | {"SOAK_LEAK": self._leak}
         return Worker([sys.executable, *command], log=log, env=environment, cwd=self.directory)
 
-    def working(self, worker: Worker) -> None:
-        """Wait until a fleet's processes are in the ledger."""
-        wait_until(lambda: self.registered(worker) or not worker.running, 120, lambda: worker.output(4_000), interval=0.2)
+    def working(self, worker: Worker, processes: int = 1) -> None:
+        """Wait until so many of a fleet's processes are in the ledger."""
+        wait_until(
+            lambda: self.registered(worker) >= processes or not worker.running, 120, lambda: worker.output(4_000), interval=0.2
+        )
         assert worker.running, worker.output(4_000)
 
-    def registered(self, worker: Worker) -> bool:
-        """Whether a process of it has registered itself."""
+    def registered(self, worker: Worker) -> int:
+        """How many of its processes have registered themselves."""
         pids = [child.pid for child in worker.workers()]
-        return self.connection.execute("SELECT FROM switchyard.worker WHERE pid = ANY(%s)", [pids]).fetchone() is not None
+        row = self.connection.execute("SELECT count(*) FROM switchyard.worker WHERE pid = ANY(%s)", [pids]).fetchone()
+        assert row is not None
+        return int(row[0])
 
     def send(self, rate: float, seed: int) -> None:
         """Start the sender."""
