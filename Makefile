@@ -33,7 +33,7 @@ test: $(STAMP) ## every test, against real Postgres, Redis and RabbitMQ
 faults: $(STAMP) ## an hour of kills, outages and cut wires, judged from outside (MINUTES= ONLY=F5 BROKER= SEED= FULL=1)
 	@$(BIN)/python -m tests.faults
 
-soak: $(STAMP) ## half an hour of ordinary traffic, in which nothing may grow, drift or leak (MINUTES= BROKER= SEED= LEAK=)
+soak: $(STAMP) ## half an hour of ordinary traffic, in which nothing may grow, drift or leak (MINUTES= BROKER= RATE= SEED= LEAK=)
 	@$(BIN)/python -m tests.soak
 
 check: $(STAMP) ## formatting, lint, types and import layers

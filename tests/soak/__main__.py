@@ -1,11 +1,12 @@
 """``python -m tests.soak``: real traffic on each broker for half an hour in all, and nothing may grow; ``make soak`` calls it.
 
-    MINUTES=30      time of traffic for all brokers together, shared equally (default 30)
+    MINUTES=30      time of traffic for all brokers together, shared equally (default 30, at least 2 each)
     BROKER=redis    this broker alone
+    RATE=12         sends a second (default 12)
     SEED=7          of everything left to chance (default: new, and printed)
     LEAK=memory     put a leak into the workers (memory, files, threads), to see that it is found; nothing is published then
 
-Some 12 sends a second of all kinds, 15 to 20 executions: well below what two processors can do. Ends with 1 and the reason when something
+Twelve sends a second of all kinds are 15 to 20 executions: well below what two processors can do. Ends with 1 and the reason when something
 grew, got slower, was lost or was left behind; logs and events then stay in var/soak. Samples are kept there as JSON lines; the table in
 docs/reliability.md is written anew. Ends with 2 where the machine lacks a server.
 """
@@ -28,6 +29,8 @@ from tests.soak.soak import HOME, Plan, Result, run
 
 #: Time of traffic when MINUTES does not say.
 MINUTES = 30.0
+#: Fewest minutes of a broker: a minute is warm-up.
+LEAST = 2
 #: Of a measure's slack: what has moved by less is not shown.
 WORTH = 0.1
 
@@ -38,23 +41,27 @@ def main() -> int:
         prog="python -m tests.soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.parse_args()
-    chosen = {name: os.environ.get(name, "") for name in ("MINUTES", "BROKER", "SEED", "LEAK")}
+    chosen = {name: os.environ.get(name, "") for name in ("MINUTES", "BROKER", "RATE", "SEED", "LEAK")}
     # Nothing of the caller's may reach the processes.
     Settings.model_config["env_file"] = None
     for name in Settings.model_fields:
         os.environ.pop(name.upper(), None)
     try:
-        minutes, seed = _number(chosen, "MINUTES", MINUTES), int(_number(chosen, "SEED", random.randrange(1_000_000)))
+        rate = _number(chosen, "RATE", Plan.rate)
+        minutes = _number(chosen, "MINUTES", MINUTES)
+        seed = _number(chosen, "SEED", random.randrange(1_000_000))
         _choice(chosen, "BROKER", report.BROKERS)
         _choice(chosen, "LEAK", tuple(KINDS))
+        brokers = (chosen["BROKER"],) if chosen["BROKER"] else report.BROKERS
+        if minutes < LEAST * len(brokers):
+            raise ValueError(f"MINUTES: write at least {LEAST * len(brokers)} for {', '.join(brokers)}; less cannot be judged")
     except ValueError as error:
         sys.stderr.write(f"soak: {error}\n")
         return 2
-    brokers = (chosen["BROKER"],) if chosen["BROKER"] else report.BROKERS
     print(f"seed {seed}", flush=True)
     servers = Servers()
     try:
-        return _all(servers, brokers, Plan.of_length(minutes * 60 / len(brokers)), seed, chosen["LEAK"])
+        return _all(servers, brokers, Plan.of_length(minutes * 60 / len(brokers), rate), int(seed), chosen["LEAK"])
     except Unavailable as error:
         sys.stderr.write(f"soak: cannot be run here: {error}\n")
         return 2
@@ -68,7 +75,7 @@ def _number(chosen: dict[str, str], name: str, default: float) -> float:
         value = float(chosen[name] or default)
     except ValueError:
         value = -1.0
-    if not 0 < value < float("inf") and chosen[name] != "0":
+    if not 0 < value < float("inf"):
         raise ValueError(f"{name}: write a number above 0, not {chosen[name]!r}")
     return value
 

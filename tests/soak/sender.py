@@ -89,7 +89,7 @@ class Sender:
         self._random = random.Random(seed)
         self._broker = actors.plain.broker
         self._follower = Follower()
-        self._orders = count()
+        self._names = count()
         self._connection = psycopg.connect(os.environ["DATABASE_URL"])
         self.stopped = threading.Event()
 
@@ -128,6 +128,10 @@ class Sender:
         for message in messages:
             self._recorder.write("ok", job=message.message_id)
 
+    def _fresh(self, what: str) -> str:
+        """A name that nobody has used: what is remembered per name grows with them."""
+        return f"{what}-{os.getpid()}-{next(self._names)}"
+
     def _seconds(self) -> float:
         return self._random.choice((0.0, 0.0, 0.01, 0.05))
 
@@ -135,14 +139,20 @@ class Sender:
 
     def _simple(self, kind: str) -> Callable[[], object]:
         actor = getattr(self._actors, kind, None)
-        timed = kind != "slotted"
-        return lambda: self._send(actor.message() if kind in BARE else actor.message(self._seconds()), timed=timed)
+        return lambda: self._send(actor.message() if kind in BARE else actor.message(self._seconds()))
 
     def _flaky(self) -> None:
         self._send(self._actors.flaky.message(self._random.choice((1, 1, 2)), self._seconds()))
 
     def _metered(self) -> None:
-        self._send(self._actors.metered.message(f"key-{self._random.randrange(KEYS)}"), timed=False)
+        """Of a key that is used again and again, or of one that is never seen again."""
+        key = self._fresh("visitor") if self._random.random() < 0.5 else f"key-{self._random.randrange(KEYS)}"
+        self._send(self._actors.metered.message(key), timed=False)
+
+    def _slotted(self) -> None:
+        """Under its actor's limit, or under a key of its own that is never seen again."""
+        options = {"concurrency_key": self._fresh("visitor")} if self._random.random() < 0.3 else {}
+        self._send(self._actors.slotted.message_with_options(args=(self._seconds(),), **options), timed=False)
 
     def _large(self) -> None:
         self._send(self._actors.large.message("x" * LARGE))
@@ -155,7 +165,7 @@ class Sender:
 
     def _keyed(self) -> None:
         """The same thing twice, under a key of its own: one job."""
-        key = f"order-{os.getpid()}-{next(self._orders)}"
+        key = self._fresh("order")
         for _ in range(2):
             self._send(self._actors.plain.message_with_options(args=(0.0,), idempotency_key=key), timed=False)
 

@@ -62,9 +62,11 @@ class Plan:
     share: float = limits.RATE_SHARE
 
     @classmethod
-    def of_length(cls, seconds: float) -> Plan:
+    def of_length(cls, seconds: float, rate: float) -> Plan:
         """The usual plan: a sixth of it is warm-up, at least a minute if it is long enough for that."""
-        return cls(seconds=seconds, warm_up=min(max(60.0, seconds / 6), seconds / 2))
+        warm_up = min(max(60.0, seconds / 6), seconds / 2)
+        judged = seconds - warm_up
+        return cls(seconds=seconds, rate=rate, warm_up=warm_up, every=min(5.0, judged / 40), slowly=min(20.0, judged / 20))
 
 
 @dataclass(kw_only=True)
@@ -242,6 +244,9 @@ class Soak:
                     f"{name} grows: {found.first:.1f} to {found.last:.1f}, {found.per_hour:+.1f} an hour "
                     f"where {limits.limit_of(name).per_hour:g} is the most"
                 )
+        unjudged = [name for name, found in result.trends.items() if not found.judged]
+        if unjudged and plan.patient:
+            result.problems.append(f"too few samples to judge {', '.join(unjudged)}")
         self._windows(self._stand.reader.events, began)
         for name, values in (("p50", result.p50), ("p99", result.p99)):
             if slower(values, plan.ratio, plan.slack):

@@ -17,7 +17,7 @@ def result(broker: str, *, grows: bool = False) -> Result:
     rss = Trend(points=100, first=90.0, last=120.0, floor_rise=30.0, per_hour=180.0, grows=grows)
     few = Trend(points=3, first=5.0, last=5.0, floor_rise=0.0, per_hour=0.0, grows=False)
     return Result(
-        broker=broker, plan=Plan.of_length(600), verdict=Verdict(jobs=8_000), trends={"steady worker 1 rss": rss, "redis keys": few},
+        broker=broker, plan=Plan.of_length(600, 12.0), verdict=Verdict(jobs=8_000), trends={"steady worker 1 rss": rss, "redis keys": few},
         rates=[14.0] * 15, p50=[0.01] * 15, p99=[0.1] * 10 + [0.2] * 5, rolls=9, problems=["grew"] if grows else [],
     )  # fmt: skip
 

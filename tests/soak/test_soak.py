@@ -64,6 +64,8 @@ def test_a_leak_in_the_workers_is_found(soak_servers: Servers, tmp_path: Path):
     [
         ({"MINUTES": "soon"}, "MINUTES: write a number above 0, not 'soon'"),
         ({"MINUTES": "-1"}, "MINUTES: write a number above 0, not '-1'"),
+        ({"MINUTES": "3"}, "MINUTES: write at least 6 for postgres, redis, rabbitmq; less cannot be judged"),
+        ({"SEED": "0"}, "SEED: write a number above 0, not '0'"),
         ({"BROKER": "kafka"}, "BROKER: write one of postgres, redis, rabbitmq, not 'kafka'"),
         ({"LEAK": "time"}, "LEAK: write one of memory, files, threads, not 'time'"),
     ],
