@@ -85,6 +85,16 @@ def test_a_steep_rise_within_the_slack_is_no_growth():
     assert not found.grows
 
 
+def test_a_few_low_readings_at_the_beginning_are_no_growth():
+    points = [(5.0 * at, 60.0 if at in (2, 5) else 90 + at / 20) for at in range(40)]
+
+    found = trend(points, MEMORY)
+
+    assert found.floor_rise > MEMORY.slack
+    assert found.per_hour > MEMORY.per_hour
+    assert not found.grows
+
+
 def test_a_slow_rise_of_much_over_a_long_time_is_no_growth_beyond_its_limit():
     hours = [(60.0 * at, 90 + at / 6) for at in range(1_200)]
 
