@@ -47,6 +47,8 @@ EMPTY = ("job", "attempt", "job_log", "job_step", "dead_notice")
 EMPTY_LATER = ("batch", "idempotency")
 #: Keys that may be left in Redis: the epoch, and the marks of its keepers.
 KEYS_LEFT = 8
+#: Queues that may be left in RabbitMQ beside those of actors: the dead letters', and the marks of its keepers.
+QUEUES_LEFT = 4
 
 
 def limit_of(measure: str, leeway: float = 1.0) -> Limit:

@@ -202,9 +202,9 @@ class Soak:
                 self.result.problems.append(f"{keys:.0f} keys are left in Redis, {limits.KEYS_LEFT} are the most")
         if stand.broker == "rabbitmq":
             queues = probe.of_rabbitmq(stand.servers.rabbitmq)["rabbitmq queues"]
-            most = max(value for _, value in self._series["rabbitmq queues"])
-            if queues > max(most, len(QUEUES)):
-                self.result.problems.append(f"{queues:.0f} queues are left in RabbitMQ, there were {most:.0f}")
+            most = len(QUEUES) + limits.QUEUES_LEFT
+            if queues > most:
+                self.result.problems.append(f"{queues:.0f} queues are left in RabbitMQ, {most} are the most")
 
     def _left_of_processes(self) -> None:
         """Every process is gone, with its connections and its row."""

@@ -67,7 +67,7 @@ class Stand:
         }
         return Settings(
             database_url=self.database_url, broker=self.broker, redis_url=urls["redis"], rabbitmq_url=urls["rabbitmq"],
-            broker_prefix=f"soak-{uuid4().hex[:8]}", lease=10.0, sweep=1.0, shutdown_grace=5.0, log_level="INFO",
+            broker_prefix=f"soak-{uuid4().hex[:8]}", sweep=1.0, shutdown_grace=5.0, send_timeout=30.0, log_level="INFO",
             retain_completed=keep, retain_cancelled=keep, retain_dead=2 * keep, idempotency_ttl=keep,
             data_dir=self.directory / "data",
         )  # fmt: skip

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(300)
 
 #: Enough for two rolls and for jobs that fail, sleep, are cancelled, replayed and removed.
 SEED = Plan(
-    seconds=14.0, rate=12.0, warm_up=2.0, every=0.5, slowly=6.0, keep=3.0, roll=5.0, max_jobs=10, patient=False,
+    seconds=10.0, rate=12.0, warm_up=2.0, every=0.5, slowly=6.0, keep=3.0, roll=4.0, max_jobs=10, patient=False,
     ratio=10.0, slack=5.0, share=0.1, leeway=3.0,
 )  # fmt: skip
 
@@ -54,7 +54,7 @@ def test_nothing_grows_is_lost_or_left_behind_by_traffic_of_every_kind(soak_serv
 
 
 def test_a_leak_in_the_workers_is_found(soak_servers: Servers, tmp_path: Path):
-    result = soak(soak_servers, "postgres", tmp_path, leak="files", plan=replace(SEED, seconds=20.0, every=0.3))
+    result = soak(soak_servers, "postgres", tmp_path, leak="files", plan=replace(SEED, seconds=14.0, every=0.3))
 
     assert any("steady worker" in problem and "files grows" in problem for problem in result.problems)
 
