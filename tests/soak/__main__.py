@@ -58,7 +58,7 @@ def main() -> int:
     except ValueError as error:
         sys.stderr.write(f"soak: {error}\n")
         return 2
-    print(f"seed {seed}", flush=True)
+    print(f"seed {seed:.0f}", flush=True)
     servers = Servers()
     try:
         return _all(servers, brokers, Plan.of_length(minutes * 60 / len(brokers), rate), int(seed), chosen["LEAK"])

@@ -21,6 +21,8 @@ LIMITS: dict[str, Limit] = {
     "queues": Limit(per_hour=6, slack=2),
     "keys": Limit(per_hour=20, slack=10),
     "depth": Limit(per_hour=600, slack=100),
+    # Of dead letters, for whoever watches the broker: the latest 10,000 are kept, and every thirtieth job of the soak is one.
+    "copies": Limit(per_hour=3_000, slack=300),
     # MB: of a server's processes, of Redis' data, of RabbitMQ's node.
     "private": Limit(per_hour=60, slack=15),
     "memory": Limit(per_hour=60, slack=30),

@@ -26,10 +26,13 @@ SELECT c.relname, pg_table_size(c.oid), pg_indexes_size(c.oid), pg_stat_get_dead
     (xpath('/row/n/text()', query_to_xml('SELECT count(*) AS n FROM switchyard.' || quote_ident(c.relname), false, true, '')))[1]::text
 FROM pg_class AS c WHERE c.relnamespace = 'switchyard'::regnamespace AND c.relkind = 'r'
 """
-#: Queues, what they hold, connections, channels, bytes of the node.
+#: Queues, triggers in them, copies of dead letters, connections, channels, bytes of the node.
 _RABBIT = (
-    "Queues = rabbit_amqqueue:list(), {length(Queues), "
-    "lists:sum([proplists:get_value(messages, rabbit_amqqueue:info(Queue, [messages]), 0) || Queue <- Queues]), "
+    "Queues = rabbit_amqqueue:list(), "
+    'IsDead = fun (Queue) -> binary:longest_common_suffix([element(4, amqqueue:get_name(Queue)), <<".dead">>]) == 5 end, '
+    "{Dead, Others} = lists:partition(IsDead, Queues), "
+    "Held = fun (Some) -> lists:sum([proplists:get_value(messages, rabbit_amqqueue:info(One, [messages]), 0) || One <- Some]) end, "
+    "{length(Queues), Held(Others), Held(Dead), "
     "length(rabbit_networking:connections()), length(rabbit_channel:list()), erlang:memory(total)}."
 )
 
@@ -83,7 +86,7 @@ def of_redis(url: str) -> dict[str, float]:
 
 
 def of_rabbitmq(server: Any) -> dict[str, float]:
-    """Queues, what they hold, connections, channels, and MB of the node. Takes a second or two."""
+    """Queues, triggers, copies of dead letters, connections, channels, and MB of the node. Takes a second or two."""
     numbers = [float(number) for number in re.findall(r"\d+", server.ctl("eval", _RABBIT))]
-    names = ("rabbitmq queues", "rabbitmq depth", "rabbitmq connections", "rabbitmq channels")
+    names = ("rabbitmq queues", "rabbitmq depth", "rabbitmq copies", "rabbitmq connections", "rabbitmq channels")
     return dict(zip(names, numbers, strict=False)) | {"rabbitmq memory": numbers[-1] / MB}

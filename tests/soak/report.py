@@ -24,8 +24,8 @@ ROWS = (
     ("steady supervisor", "rss", "resident, a supervisor", "MB"),
     ("recycled supervisor", "rss", "resident, a supervisor that recycles", "MB"),
     ("sender", "rss", "resident, a sender", "MB"),
-    ("", "files", "open files, any of these", ""),
-    ("", "threads", "threads, any of these", ""),
+    ("", "files", "open files, the process that rose most", ""),
+    ("", "threads", "threads, the same", ""),
     ("fleets", "processes", "processes", ""),
     ("postgres", "connections", "Postgres: connections", ""),
     ("postgres", "transaction", "Postgres: oldest transaction", "s"),
@@ -33,11 +33,12 @@ ROWS = (
     ("job", "rows", "jobs in the ledger", ""),
     ("job", "dead", "dead tuples of jobs", ""),
     ("", "table", "table that rose most", "MB"),
-    ("", "indexes", "its indexes", "MB"),
+    ("", "indexes", "indexes that rose most", "MB"),
     ("redis", "keys", "Redis: keys", ""),
     ("redis", "data", "Redis: memory", "MB"),
     ("rabbitmq", "queues", "RabbitMQ: queues", ""),
-    ("rabbitmq", "depth", "RabbitMQ: messages", ""),
+    ("rabbitmq", "depth", "RabbitMQ: triggers", ""),
+    ("rabbitmq", "copies", "RabbitMQ: copies of dead letters (10,000 at most)", ""),
     ("rabbitmq", "channels", "RabbitMQ: channels", ""),
     ("rabbitmq", "memory", "RabbitMQ: memory", "MB"),
 )
@@ -55,14 +56,18 @@ def figures(result: Result) -> dict[str, Any]:
 
 
 def _cell(trends: dict[str, Trend], begin: str, end: str, unit: str) -> str:
-    found = {name: each for name, each in trends.items() if name.startswith(begin) and name.rsplit(" ", 1)[-1] == end}
+    found = {
+        name: each
+        for name, each in trends.items()
+        if (not begin or name.startswith(f"{begin} ")) and name.rsplit(" ", 1)[-1] == end
+    }
     if not found:
         return "–"
     name = max(found, key=lambda each: (found[each].grows, found[each].last - found[each].first))
     worst = found[name]
     digits = 1 if end in ("table", "indexes", "data", "transaction") else 0
     text = f"{worst.first:.{digits}f} → {worst.last:.{digits}f}{f' {unit}' if unit else ''}"
-    named = f" ({name.rsplit(' ', 1)[0]})" if end in ("table", "indexes") else ""
+    named = f" ({name.rsplit(' ', 1)[0]})" if end in ("table", "indexes", "files", "threads") else ""
     return text + named + (", **grows**" if worst.grows else "" if worst.judged else ", too few to judge")
 
 
