@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -10,10 +11,12 @@ import psycopg
 import pytest
 
 from keeper import retention
+from ledger import write
 from ledger.database import Database
 from settings import Settings
 from tests.faults.jobs import TABLES as FAULT_TABLES
 from tests.faults.test_checker import World
+from tests.ledger.factory import completed, released
 from tests.soak import witness
 from tests.soak.jobs import TABLES
 
@@ -45,6 +48,20 @@ def test_jobs_that_went_well_and_were_removed_are_no_reason_to_complain(world: W
 
     assert verdict.violations == []
     assert verdict.jobs == 3
+
+
+def test_the_attempts_of_a_removed_job_are_known(world: World, settings: Settings, database_url: str):
+    job = world.sent()
+    id_, token = world.started(job)
+    world.note("end", job=job.message_id, attempt=1, token=token, outcome="Shutdown")
+    write.finish(world.connection, [released(id_, token)])
+    id_, token = world.started(job)
+    world.note("end", job=job.message_id, attempt=2, token=token, outcome="ok")
+    result = json.dumps({"attempt": 2, "token": token})
+    write.finish(world.connection, [completed(id_, token, result)])
+    assert retain_nothing(world, settings) == 1
+
+    assert complaints(world, database_url) == []
 
 
 def test_a_job_that_is_gone_otherwise_is_lost(world: World, database_url: str):
