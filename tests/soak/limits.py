@@ -1,7 +1,8 @@
 """What may be how much: the limits that a soak is judged by. docs/reliability.md repeats them.
 
-A limit is absolute: so much more per hour, and at least so much more at all (see ``judge``). They are some five times what a healthy run
-shows, and small beside what a leak of a kB per job comes to at the soak's rate.
+A limit is absolute: so much more per hour, and at least so much more at all (see ``judge``). They are judgements, not measurements: small
+beside what a leak of 10 kB per job comes to at the soak's rate (some 150 MB an hour and worker). A short run sees only what exceeds the
+slack within it.
 """
 
 from __future__ import annotations
