@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test faults check fmt reference clean
+.PHONY: help setup demo up test faults soak check fmt reference clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test: $(STAMP) ## every test, against real Postgres, Redis and RabbitMQ
 
 faults: $(STAMP) ## an hour of kills, outages and cut wires, judged from outside (MINUTES= ONLY=F5 BROKER= SEED= FULL=1)
 	@$(BIN)/python -m tests.faults
+
+soak: $(STAMP) ## half an hour of ordinary traffic, in which nothing may grow, drift or leak (MINUTES= BROKER= RATE= SEED= LEAK=)
+	@$(BIN)/python -m tests.soak
 
 check: $(STAMP) ## formatting, lint, types and import layers
 	@$(BIN)/ruff format --check --quiet . || { echo "make check: run 'make fmt'"; exit 1; }

@@ -25,9 +25,9 @@ _BROKER = re.compile(r"\[(?:.*-)?(postgres|redis|rabbitmq)\b")
 
 #: The units that take longest, in the order in which they are begun; the others follow in the order of their names.
 _LONGEST = (
-    "faults", "conformance redis", "cli", "conformance rabbitmq", "loadtest", "conformance postgres", "ledger", "acceptance processes",
-    "brokers", "keeper", "acceptance supervisor", "acceptance outages", "acceptance watchdog", "acceptance demo", "acceptance switch",
-    "acceptance up", "runtime", "acceptance pgbouncer", "actors",
+    "faults", "conformance redis", "cli", "conformance rabbitmq", "loadtest", "soak", "conformance postgres", "ledger",
+    "acceptance processes", "brokers", "keeper", "acceptance supervisor", "acceptance outages", "acceptance watchdog", "acceptance demo",
+    "acceptance switch", "acceptance up", "runtime", "acceptance pgbouncer", "actors",
 )  # fmt: skip
 
 
