@@ -168,7 +168,11 @@ class Drain:
         self._console.print(f"{self._old} holds nothing that matters any more", markup=False)
         uses, _ = brokers.broker_uses(connection, [self._new])
         if not uses[0].consumed_by:
-            self._console.print(f"no living worker fetches from {self._new} yet: the jobs wait there for one", markup=False)
+            self._console.print(
+                f"no living worker fetches from {self._new} yet: those that live follow within {self._settings.sweep:g} s (SWEEP), and "
+                "the jobs wait there for them; `switchyard broker status` shows who fetches where",
+                markup=False,
+            )
 
     def _places(self, connection: BoundedConnection) -> list[tuple[Place, str]]:
         """Where rows are at the old broker that have to move, and where to."""

@@ -4,7 +4,7 @@ touched."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec
 
 import click
@@ -25,6 +25,24 @@ def queue_name(context: click.Context, option: click.Parameter, value: str | Non
         except ValueError as error:
             raise click.BadParameter(str(error)) from None
     return value
+
+
+class Once(click.Option):
+    """An option that is refused when it is given twice. click takes the last, and a filter that is dropped without a word chooses other
+    jobs than those that were meant."""
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """Have all values kept."""
+        parser.add_option(obj=self, opts=self.opts, dest=self.name, action="append", nargs=self.nargs)
+
+    def consume_value(self, ctx: click.Context, opts: Mapping[str, Any]) -> Any:
+        """The one value. Raises: click.UsageError: there are two."""
+        given = opts.get(self.name or "")
+        if isinstance(given, list):
+            if len(given) > 1:
+                raise click.UsageError(f"{' or '.join(self.opts)} was given twice; give it once", ctx)
+            opts = {**opts, self.name or "": given[0]}
+        return super().consume_value(ctx, opts)
 
 
 class StateWord(click.ParamType[str]):
@@ -49,12 +67,14 @@ def chosen_by(command: Callable[P, None]) -> Callable[P, None]:
             click.option(
                 "--state", "states", type=StateWord(), multiple=True, metavar="STATE", help=f"{STATE_WORDS}. May be repeated."
             ),
-            click.option("--actor", metavar="NAME", help="Jobs of this actor."),
-            click.option("--queue", callback=queue_name, metavar="NAME", help="Jobs of this queue."),
-            click.option("--tag", metavar="TAG", help="Jobs with this tag."),
-            click.option("--batch", metavar="ID", help="Jobs of this group."),
-            click.option("--created-after", type=Moment(), metavar="WHEN", help="Not older: an age such as 2h, or a time (UTC)."),
-            click.option("--created-before", type=Moment(), metavar="WHEN", help="Older than this."),
+            click.option("--actor", cls=Once, metavar="NAME", help="Jobs of this actor."),
+            click.option("--queue", cls=Once, callback=queue_name, metavar="NAME", help="Jobs of this queue."),
+            click.option("--tag", cls=Once, metavar="TAG", help="Jobs with this tag."),
+            click.option("--batch", cls=Once, metavar="ID", help="Jobs of this group."),
+            click.option(
+                "--created-after", cls=Once, type=Moment(), metavar="WHEN", help="Not older: an age such as 2h, or a time (UTC)."
+            ),
+            click.option("--created-before", cls=Once, type=Moment(), metavar="WHEN", help="Older than this."),
         )
     ):
         command = option(command)

@@ -15,7 +15,7 @@ from cli.broker_status import run_status
 from cli.choosing import queue_name
 from cli.demo import run_demo
 from cli.keeping import run_keeper
-from cli.knowing import warn_of_unknown
+from cli.knowing import require_known_queue
 from cli.migrating import migrate as migrate_database
 from cli.plain import as_json
 from cli.refusals import database_refusal
@@ -201,6 +201,7 @@ def drain(old: str, new: str, queue: str | None) -> None:
     if old == new:
         raise click.UsageError(f"{old} cannot be drained to itself: name another broker with --to")
     settings = load()
-    # Before the move, which makes the name known.
-    warn_of_unknown(queue=queue)
+    if queue is not None:
+        # The route of a mistyped queue would stay, and no command takes it back.
+        require_known_queue(queue)
     Drain(settings, old, new, queue, Console()).run()

@@ -13,9 +13,9 @@ from typing import Any, Final, TypeVar
 import click
 
 import switchyard
-from cli.choosing import answered, confirm, queue_name, values_checked
+from cli.choosing import Once, answered, confirm, queue_name, values_checked
 from cli.ids import NoSuchId, job_id, no_job
-from cli.knowing import warn_of_unknown
+from cli.knowing import warn_of_undeclared, warn_of_unknown
 from cli.listing import details, history, print_traceback
 from cli.moments import Moment, utc
 from cli.plain import as_json, say_json
@@ -31,6 +31,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: Longest piece of an error's text in a table, in characters; ``show`` has all of it.
 _SHOWN: Final = 120
+_OF_A_GROUP: Final = "the ID of a group goes with --group"
 
 
 @click.group(short_help="Look at dead letters, replay or remove them.")
@@ -51,16 +52,20 @@ def _rate(context: click.Context, option: click.Parameter, value: str | None) ->
 
 
 _FILTERS: Final = (
-    click.option("--actor", metavar="NAME", help="Of this actor."),
-    click.option("--queue", callback=queue_name, metavar="NAME", help="Of this queue."),
-    click.option("--reason", metavar="REASON", help=f"Dead for this reason: {', '.join(REASONS)}."),
-    click.option("--fingerprint", "--group", metavar="GROUP", help="Of this group, see `groups`."),
-    click.option("--error-type", metavar="TYPE", help="With this type of error, such as ValueError."),
-    click.option("--search", metavar="WORDS", help="With this in the error or the actor's name, in any case."),
-    click.option("--since", type=Moment(), metavar="WHEN", help="Died at or after this: an age such as 2h, or a time (UTC)."),
-    click.option("--until", type=Moment(), metavar="WHEN", help="Died before this."),
+    click.option("--actor", cls=Once, metavar="NAME", help="Of this actor."),
+    click.option("--queue", cls=Once, callback=queue_name, metavar="NAME", help="Of this queue."),
+    click.option("--reason", cls=Once, metavar="REASON", help=f"Dead for this reason: {', '.join(REASONS)}."),
+    click.option("--fingerprint", "--group", cls=Once, metavar="GROUP", help="Of this group, see `groups`."),
+    click.option("--error-type", cls=Once, metavar="TYPE", help="With this type of error, such as ValueError."),
+    click.option("--search", cls=Once, metavar="WORDS", help="With this in the error or the actor's name, in any case."),
+    click.option(
+        "--since", cls=Once, type=Moment(), metavar="WHEN", help="Died at or after this: an age such as 2h, or a time (UTC)."
+    ),
+    click.option("--until", cls=Once, type=Moment(), metavar="WHEN", help="Died before this."),
 )
-_LIMIT: Final = click.option("--limit", type=click.IntRange(1), metavar="N", help="At most so many, those that died first.")
+_LIMIT: Final = click.option(
+    "--limit", cls=Once, type=click.IntRange(1), metavar="N", help="At most so many, those that died first."
+)
 _ALL: Final = click.option("--all", "everything", is_flag=True, help="All dead letters, where no filter is given.")
 _DRY_RUN: Final = click.option("--dry-run", is_flag=True, help="Only say how many it would be.")
 
@@ -74,7 +79,7 @@ def _filtered(command: F) -> F:
 
 @dead.command("list", short_help="List dead letters, the latest first.")
 @_filtered
-@click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="How many.")
+@click.option("--limit", cls=Once, type=click.IntRange(1, 200), default=50, show_default=True, help="How many.")
 @click.option("--after", metavar="CURSOR", help="Go on after a page: its `next`.")
 @as_json
 @reported
@@ -130,7 +135,7 @@ def show(id_: str, as_json: bool) -> None:
 
 @dead.command(short_help="Count dead letters by what they have in common.")
 @_filtered
-@click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="How many groups.")
+@click.option("--limit", cls=Once, type=click.IntRange(1, 200), default=50, show_default=True, help="How many groups.")
 @as_json
 @reported
 @values_checked
@@ -155,11 +160,14 @@ def groups(limit: int, as_json: bool, **filters: Any) -> None:
 @_ALL
 @click.option(
     "--rate",
+    cls=Once,
     callback=_rate,
     metavar="RATE",
     help="So many become due in a time, such as 50/s or 1000/hour.",
 )
-@click.option("--to-queue", callback=queue_name, metavar="QUEUE", help="Run them in this queue. [default: each in its own]")
+@click.option(
+    "--to-queue", cls=Once, callback=queue_name, metavar="QUEUE", help="Run them in this queue. [default: each in its own]"
+)
 @_LIMIT
 @_DRY_RUN
 @answered
@@ -184,17 +192,18 @@ def replay(
     """
     given = _meant(ids, filters, everything)
     switchyard.configure()
+    if to_queue is not None:
+        warn_of_undeclared(to_queue)
     if ids:
         if rate is not None or limit is not None or dry_run:
-            raise click.UsageError("--rate, --limit and --dry-run go with filters; for one group: --group FINGERPRINT")
-        if to_queue is not None:
-            warn_of_unknown(queue=to_queue)
+            raise click.UsageError(f"--rate, --limit and --dry-run go with filters, not with IDs; {_OF_A_GROUP}")
         _tell(as_json, "replayed", ids, lambda id_: switchyard.try_replay(id_, to_queue=to_queue).refused)
         return
     count = switchyard.replay_many(all=everything, dry_run=True, **given).matched
     wanted = count if limit is None else min(count, limit)
     if not dry_run and wanted:
-        confirm(f"Replay {_jobs(wanted)}{'' if rate is None else f' at {rate}'}?", yes=yes)
+        where = "" if to_queue is None else f" in queue {to_queue}"
+        confirm(f"Replay {_jobs(wanted)}{where}{'' if rate is None else f' at {rate}'}?", yes=yes)
     how: Any = {"all": everything, "rate": rate, "to_queue": to_queue, "limit": limit, "dry_run": dry_run}
     done = switchyard.replay_many(**how, **given) if wanted else None
     if not count:
@@ -234,7 +243,7 @@ def discard(
     switchyard.configure()
     if ids:
         if limit is not None or dry_run:
-            raise click.UsageError("--limit and --dry-run go with filters")
+            raise click.UsageError(f"--limit and --dry-run go with filters, not with IDs; {_OF_A_GROUP}")
         confirm(f"Remove {_jobs(len(ids))} for good?", yes=yes)
         _tell(as_json, "discarded", ids, lambda id_: None if switchyard.discard(id_) else "it is neither dead nor cancelled")
         return

@@ -127,7 +127,9 @@ def _of_queues(found: Overview, max_wait: float | None) -> Iterable[Finding]:
             yield Finding(
                 kind="queue_without_workers",
                 text=f"{_jobs(queue.waiting)} in queue {queue.queue}, the oldest for {span(queue.oldest)}, and no worker consumes it",
-                advice=f"start one that does: `switchyard worker -Q {queue.queue}`; or look: `switchyard jobs --queue {queue.queue}`",
+                advice="start one whose modules declare an actor on it, and whose -Q, if it has any, names it: "
+                f"`switchyard worker -Q {queue.queue} MODULE`; or look: `switchyard jobs --queue {queue.queue}`. If no actor is "
+                "meant to be on it, docs/howto/dead-letters.md says how its jobs get elsewhere",
             )
         elif max_wait is not None and queue.oldest > max_wait:
             yield Finding(
@@ -157,6 +159,8 @@ def _of_jobs(found: Overview) -> Iterable[Finding]:
 def _of_the_dead(found: Overview) -> Iterable[Finding]:
     if found.dead:
         lately = f", {found.died_lately:,} of them within the last hour" if found.died_lately else ""
+        if found.dead == found.died_lately == 1:
+            lately = ", within the last hour"
         some = f"{found.dead:,}{' or more' if found.dead_at_least else ''} dead letter{'' if found.dead == 1 else 's'}"
         yield Finding(kind="dead_letters", text=some + lately, advice="`switchyard dead groups` says of what kind")
 

@@ -55,6 +55,31 @@ def warn_of_unknown(
             _warn(kind, name)
 
 
+def warn_of_undeclared(queue: str) -> None:
+    """Say on standard error if jobs moved to a queue would wait there for ever: no worker consumes it, for none has an actor on it. That
+    jobs are in it already is no sign that any will be run, unless no worker has said yet which queues there are."""
+    try:
+        database = switchyard.database()
+        found = database.run(names.declared_queues) or database.run(names.known_queues)
+    except LedgerUnavailable:
+        return
+    if queue not in found:
+        why = f"no worker consumes queue {queue!r}: jobs in it wait until a worker has an actor that is declared on it"
+        click.echo(f"switchyard: warning: {why}{meant(queue, found)}", err=True)
+
+
+def require_known_queue(queue: str) -> None:
+    """Refuse a queue that nothing knows, where a mistyped name would leave something behind. Raises: click.BadParameter."""
+    try:
+        found = switchyard.database().run(names.known_queues)
+    except LedgerUnavailable:
+        # What is asked for says so itself.
+        return
+    if queue not in found:
+        why = f"nothing knows queue {queue!r}: {_KINDS['queue'][1]}"
+        raise click.UsageError(f"--queue: {why}, so nothing was changed{meant(queue, found)}")
+
+
 def alike(name: str, there_are: Iterable[str]) -> str:
     """The question that follows the refusal of a name that looks like others: ``; did you mean a or b?``. Empty if it looks like none."""
     # What differs in capitals alone is alike.

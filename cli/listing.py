@@ -11,7 +11,7 @@ from typing import Any, Final
 import click
 
 import switchyard
-from cli.choosing import chosen_by, values_checked
+from cli.choosing import Once, chosen_by, values_checked
 from cli.ids import batch_id, job_id, no_job, require_batch
 from cli.knowing import meant, warn_of_unknown
 from cli.moments import off, span, utc
@@ -54,7 +54,7 @@ class WaitReason(click.ParamType[str]):
 @click.command("jobs", short_help="List jobs.")
 @chosen_by
 @click.option("--wait-reason", "wait_reasons", type=WaitReason(), multiple=True, metavar="REASON", help=_WAIT_REASONS)
-@click.option("--limit", type=click.IntRange(1, MAX_LIMIT), default=50, show_default=True, help="How many.")
+@click.option("--limit", cls=Once, type=click.IntRange(1, MAX_LIMIT), default=50, show_default=True, help="How many.")
 @click.option("--after", metavar="CURSOR", help="Go on where the page before ended, as it says.")
 @as_json
 @reported

@@ -184,7 +184,9 @@ def _print_overview(found: Overview, report: Report, settings: Settings) -> None
 
 def _ledger(found: Overview, report: Report, settings: Settings) -> str:
     where = place(settings.database_url.get_secret_value())
-    return f"{where}, revision {report.revision}, about {found.jobs:,} jobs, {_size(found.bytes)}"
+    return (
+        f"{where}, revision {report.revision}, about {found.jobs:,} {'job' if found.jobs == 1 else 'jobs'}, {_size(found.bytes)}"
+    )
 
 
 def _size(count: int) -> str:

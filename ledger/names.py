@@ -58,6 +58,11 @@ def known_queues(connection: Conn) -> list[str]:
     return [row[0] for row in connection.execute(SQL["known_queues"], {"recent": RECENT}).fetchall()]
 
 
+def declared_queues(connection: Conn) -> list[str]:
+    """The queues that any worker consumes, or that a limit or a schedule in code is about; jobs alone make no queue one of these."""
+    return [row[0] for row in connection.execute(SQL["declared_queues"]).fetchall()]
+
+
 def known_actors(connection: Conn) -> list[str]:
     """The actors that any worker knows, that a limit or a schedule in code is about, or that were in use lately."""
     return [row[0] for row in connection.execute(SQL["known_actors"], {"recent": RECENT}).fetchall()]

@@ -39,6 +39,18 @@ FROM (
 WHERE queue <> '*'
 ORDER BY queue;
 
+-- name: declared_queues
+-- Queues that workers consume, or that code names: jobs, routes (an operator decides them for any name) and pauses are no sign of an actor.
+SELECT queue
+FROM (
+    SELECT unnest(queues) AS queue FROM switchyard.worker
+    UNION
+    SELECT name FROM switchyard.rule WHERE kind = 'queue' AND declared_amount IS NOT NULL
+    UNION
+    SELECT queue FROM switchyard.schedule WHERE source = 'declared' AND queue IS NOT NULL
+) AS declared
+ORDER BY queue;
+
 -- name: known_actors
 -- The same of actors.
 SELECT actor

@@ -55,6 +55,9 @@ def test_a_drain_moves_everything_without_any_worker_and_holds_against_those_tha
     assert brokers_of_rows(system) == {"postgres": 50}
     assert found_routes(system) == {EVERY_QUEUE: ("postgres", ["redis"])}
     assert "50/50" in console.file.getvalue()
+    said = " ".join(console.file.getvalue().split())
+    assert f"those that live follow within {system.settings.sweep:g} s (SWEEP)" in said
+    assert "`switchyard broker status` shows who" in said
     # Its BROKER is redis still.
     system.start()
     wait_until(lambda: brokers_of_rows(system) == {}, 60, "all run")
@@ -291,7 +294,7 @@ def test_every_other_queue_is_said_where_there_are_others(system, redis_url):
     assert re.search(r"^redis .* carries every other queue$", carried(["status"]), re.MULTILINE)
 
 
-def test_a_drain_to_itself_is_typed_wrongly_and_one_of_a_queue_that_nothing_knows_is_said_to(system, redis_url):
+def test_a_drain_to_itself_is_typed_wrongly_and_one_of_a_queue_that_nothing_knows_is_refused(system, redis_url):
     variables = {"DATABASE_URL": system.settings.database_url.get_secret_value(), "REDIS_URL": redis_url, "BROKER": "redis"}
     system.jobs.quick.send(1)
 
@@ -299,6 +302,8 @@ def test_a_drain_to_itself_is_typed_wrongly_and_one_of_a_queue_that_nothing_know
     mistyped = CliRunner().invoke(main, ["broker", "drain", "redis", "--to", "postgres", "--queue", "defualt"], env=variables)
 
     assert (itself.exit_code, "redis cannot be drained to itself" in itself.stderr) == (2, True)
-    assert found_routes(system) == {"defualt": ("postgres", ["redis"])}
-    assert mistyped.exit_code == 0
-    assert "nothing knows queue 'defualt'" in mistyped.stderr
+    assert mistyped.exit_code == 2
+    assert "--queue: nothing knows queue 'defualt'" in mistyped.stderr
+    assert mistyped.stderr.endswith(", so nothing was changed; did you mean default?\n")
+    # No command takes a route back.
+    assert found_routes(system) == {}

@@ -168,6 +168,9 @@ def test_many_are_counted_asked_about_and_replayed_at_a_rate(system, run):
     other = die(system, "otherwise")
 
     assert run("replay", "--search", "slow", "--dry-run") == "would replay 3 jobs\n"
+    assert "Replay 3 jobs in queue elsewhere at 2/minute?" in run(
+        "replay", "--search", "slow", "--rate", "2/minute", "--to-queue", "elsewhere", code=1, given="n\n"
+    )
     assert "Replay 3 jobs at 2/minute?" in run("replay", "--search", "slow", "--rate", "2/minute", code=1, given="n\n")
     assert states(system, *ids) == ["dead"] * 3
     said = run("replay", "--search", "slow", "--rate", "2/minute", "--to-queue", "elsewhere", "--yes")
@@ -215,7 +218,9 @@ def test_what_waits_is_not_removed(system, run):
         (["discard"], "or --all"),
         (["replay", "id", "--actor", "a"], "or --all"),
         (["replay", "--all", "--actor", "a"], "or --all"),
-        (["replay", "id", "--rate", "5/s"], "go with filters"),
+        (["replay", "id", "--rate", "5/s"], "go with filters, not with IDs; the ID of a group goes with --group"),
+        (["replay", "id", "--dry-run"], "go with filters, not with IDs"),
+        (["discard", "id", "--limit", "2"], "go with filters, not with IDs"),
         (["replay", "--all", "--rate", "fast"], "'50/s'"),
         (["replay", "--all", "--rate", "0/s"], "'50/s'"),
         (["replay", "--all", "--to-queue", "no queue"], "no name of a queue"),
@@ -230,6 +235,67 @@ def test_what_waits_is_not_removed(system, run):
 )
 def test_nonsense_is_refused_with_the_way_out(run, words, says):
     assert says in run(*words, code=2)
+
+
+@pytest.mark.parametrize("command", ["list", "groups", "replay", "discard"])
+@pytest.mark.parametrize("option", ["actor", "queue", "reason", "group", "error-type", "search", "since", "until", "limit"])
+def test_an_option_that_is_given_twice_is_refused(run, command, option):
+    value = {"since": "2h", "until": "2h", "limit": "2"}.get(option, "x")
+
+    said = run(command, f"--{option}", value, f"--{option}", value, code=2)
+
+    assert f"--{option} was given twice; give it once" in said
+
+
+def test_of_two_actors_none_is_discarded(system, run):
+    id_ = die(system)
+
+    said = run("discard", "--actor", "flaky", "--actor", "always_fails", "--yes", code=2)
+
+    assert "--actor was given twice; give it once" in said
+    assert states(system, id_) == ["dead"]
+
+
+@pytest.mark.parametrize("command", ["jobs", "cancel"])
+@pytest.mark.parametrize("option", ["actor", "queue", "tag", "batch", "created-after", "created-before"])
+def test_a_filter_of_jobs_that_is_given_twice_is_refused(system, command, option):
+    value = "2h" if option.startswith("created") else "x"
+
+    done = CliRunner().invoke(main, [command, f"--{option}", value, f"--{option}", value])
+
+    assert (done.exit_code, f"--{option} was given twice; give it once" in done.stderr) == (2, True)
+
+
+def test_a_replay_to_a_queue_that_no_worker_consumes_is_warned_of(system, run):
+    id_ = die(system)
+    system.rows(
+        "INSERT INTO switchyard.worker (id, host, pid, broker, queues, consumes, threads, lease_seconds)"
+        " VALUES ('h:1:x', 'h', 1, 'postgres', '{default,slow}', '{postgres}', 4, 30) RETURNING 1"
+    )
+
+    for words in (("--all", "--to-queue", "slwo", "--dry-run"), (id_, "--to-queue", "slwo")):
+        said = run("replay", *words, warned=True)
+        assert said.startswith(
+            "switchyard: warning: no worker consumes queue 'slwo': jobs in it wait until a worker has an actor"
+        )
+        assert said.endswith("; did you mean slow?\n")
+    # The job that is in it now is no sign that anybody runs it.
+    die(system)
+    assert "no worker consumes queue 'slwo'" in run("replay", "--all", "--to-queue", "slwo", "--yes", warned=True)
+    die(system)
+    assert run("replay", "--all", "--to-queue", "slow", "--yes", warned=True) == ""
+
+
+def test_jobs_in_a_queue_that_nobody_consumes_have_a_way_back(system, run):
+    """As docs/howto/dead-letters.md has it: cancelled, and replayed by their ids."""
+    id_ = die(system)
+    run("replay", id_, "--to-queue", "stranded")
+
+    assert CliRunner().invoke(main, ["cancel", "--queue", "stranded", "--yes"]).exit_code == 0
+    assert run("replay", id_, "--to-queue", "default") == f"{id_} replayed\n"
+
+    assert states(system, id_) == ["pending"]
+    assert switchyard.get_job(id_).queue == "default"
 
 
 def test_all_dead_letters_are_meant_by_saying_so_alone(system):

@@ -148,7 +148,10 @@ def test_a_queue_that_nobody_consumes_is_a_problem_once_a_job_has_waited_for_a_m
     value = found(code=1)
     assert kinds(value) == ["queue_without_workers"]
     assert "2 jobs in queue lonely" in value["problems"][0]["text"]
-    assert "switchyard worker -Q lonely" in value["problems"][0]["advice"]
+    advice = value["problems"][0]["advice"]
+    assert "whose modules declare an actor on it" in advice
+    assert "`switchyard worker -Q lonely MODULE`" in advice
+    assert "docs/howto/dead-letters.md" in advice
     system.rows("INSERT INTO switchyard.pause (queue, actor) VALUES ('lonely', '*') RETURNING 1")
     paused = found()
     assert kinds(paused, "notes") == ["paused"]
