@@ -21,7 +21,15 @@ from ledger.version import SCHEMA
 #: What a worker, a keeper and the commands need on every table.
 WORKING: Final = "SELECT, INSERT, UPDATE, DELETE"
 #: What a process needs that sends, per table.
-SENDING: Final[Mapping[str, str]] = MappingProxyType({"job": "SELECT, INSERT, UPDATE", "route": "SELECT"})
+SENDING: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "route": "SELECT",
+        "job": "SELECT, INSERT, UPDATE",
+        "idempotency": "SELECT, INSERT, UPDATE, DELETE",
+        "rule": "SELECT, INSERT, UPDATE",
+        "batch": "SELECT, INSERT, UPDATE",
+    }
+)
 #: The ledger's tables, by name. SQLAlchemy's would take every process half a second to load.
 TABLES: Final = frozenset(
     (
