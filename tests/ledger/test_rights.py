@@ -78,7 +78,8 @@ def sender(settings, database_url, bare_url):
 
     def owned(query):
         with psycopg.connect(database_url) as owner:
-            return owner.execute(query).fetchone()[0]
+            ((count,),) = owner.execute(query).fetchall()
+            return count
 
     yield SimpleNamespace(system=system, user=user, grant=grant, owned=owned, url=bare_url)
     system.close()
