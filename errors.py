@@ -9,7 +9,8 @@
     ├── PayloadError    (*)         the arguments cannot be stored or do not fit the actor
     ├── OptionError     (*)         an option of an actor or a message has a value that cannot work
     ├── LedgerUnavailable (*)       Postgres did not answer; carries the message to send again
-    │   └── LedgerNotMigrated       Postgres answered, the tables are missing or old
+    │   ├── LedgerNotMigrated       Postgres answered, the tables are missing or old
+    │   └── LedgerForbidden         Postgres answered, its user lacks a right: names the GRANT
     ├── BatchNotFound               no batch has this id
     ├── BatchClosed                 the batch takes no more jobs
     ├── LeaseLost                   the job belongs to another worker now: stop, write nothing
@@ -175,6 +176,21 @@ class LedgerNotMigrated(LedgerUnavailable):
 
     def __str__(self) -> str:
         return self.args[0] if self.message is None else f"{self.args[0]}; job {self.message.message_id} is not stored"
+
+
+class LedgerForbidden(LedgerUnavailable):
+    """Postgres answers, but the user of ``DATABASE_URL`` lacks a right on the ledger's schema or on a table of it; nothing was stored.
+
+    ``denied`` says who may not use what, ``grant`` is the statement that its owner has to run.
+    """
+
+    def __init__(self, denied: str, grant: str) -> None:
+        super().__init__(f"{denied}; {grant}")
+        self.denied = denied
+        self.grant = grant
+
+    def __str__(self) -> str:
+        return f"{self.reason}; {'nothing was' if self.message is None else f'job {self.message.message_id} is not'} stored"
 
 
 class LeaseLost(SwitchyardError):

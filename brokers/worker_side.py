@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from multiprocessing.util import Finalize
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 from dramatiq import Broker, Consumer, Message, MessageProxy, Middleware, Worker
 from dramatiq.errors import QueueNotFound
 from dramatiq.middleware import SkipMessage
+from psycopg.errors import InsufficientPrivilege
 from structlog.stdlib import get_logger
 
 from brokers.consumption import Consumption
@@ -37,6 +39,8 @@ logger = get_logger(__name__)
 
 #: Pause between two looks of the consumer thread once the shutdown has begun, in seconds.
 LEAVING_WAIT: Final = 0.05
+#: How long Dramatiq waits for threads: the node's own clock ends the process long before.
+_FOR_EVER_MS: Final = 10**9
 
 
 class Service(Protocol):
@@ -109,29 +113,44 @@ class WorkerSide(Middleware):
         self._worker: Worker | None = None
 
     def before_worker_boot(self, broker: Broker, worker: Worker) -> None:
-        """Check the database, take over the work queue and the consumers, register the process."""
+        """Check the database, take over the work queue and the consumers, register the process.
+
+        Raises:
+            SystemExit: that cannot be done, and standard error says why in one line. Dramatiq would log it and go on with a worker that
+                does nothing.
+        """
         process.worker_boots()
+        with refusing():
+            self._boot(worker)
+
+    def _boot(self, worker: Worker) -> None:
         ours = self._broker
         whitelist = worker.consumer_whitelist
 
         def queues() -> list[str]:
             return [name for name in ours.queues if not whitelist or name in whitelist]
 
+        require_migrated(ours.database)
+        node = WorkerNode(
+            ours.settings,
+            ours.database,
+            threads=worker.worker_threads,
+            queues=queues,
+            actors=lambda: sorted(ours.actors),
+            routes=ours.routes,
+            on_waiting=ours.wake_services,
+        )
         try:
-            require_migrated(ours.database)
-            node = WorkerNode(
-                ours.settings,
-                ours.database,
-                threads=worker.worker_threads,
-                queues=queues,
-                actors=lambda: sorted(ours.actors),
-                routes=ours.routes,
-                on_waiting=ours.wake_services,
-            )
             node.start()
+        except InsufficientPrivilege:
+            # Raised again on a pooled connection it becomes the error that names the right, with the user's name.
+            with ours.database.connection():
+                raise
+        try:
             ours.database.run(lambda connection: ours.limits.declare(connection, queues()))
-        except LedgerUnavailable as error:
-            process.refuse(f"DATABASE_URL: {error.headline}")
+        except Exception:
+            node.stop()
+            raise
         self._worker = worker
         worker.work_queue = cast("Any", node.queue)
         worker.consumers = SharedConsumers()
@@ -147,7 +166,15 @@ class WorkerSide(Middleware):
         )
 
     def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
-        """Threads are there to work: fetch."""
+        """Threads are there to work: fetch. Raises: SystemExit: as ``before_worker_boot``; jobs that had begun were given the grace."""
+        with refusing():
+            try:
+                self._begin(worker)
+            except Exception:
+                worker.stop(timeout=_FOR_EVER_MS)
+                raise
+
+    def _begin(self, worker: Worker) -> None:
         node, consumption = self._broker.node, self.consumption
         assert node is not None
         assert consumption is not None
@@ -213,6 +240,19 @@ class WorkerSide(Middleware):
 
     def _is_paused(self) -> bool:
         return self._worker is not None and any(consumer.paused for consumer in self._worker.consumers.values())
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Whatever goes wrong inside keeps the worker from starting: the process says so in one line and ends with code 3."""
+    try:
+        yield
+    except LedgerUnavailable as error:
+        process.refuse(f"DATABASE_URL: {error.headline}")
+    except Exception as error:
+        logger.debug("the worker cannot start", exc_info=True)
+        said = (str(error).strip() or "no reason given").splitlines()[0]
+        process.refuse(f"the worker cannot start: {type(error).__name__}: {said}")
 
 
 def how_it_ended(message: ClaimedMessage, default: Callable[[Message[Any], BaseException], Finish]) -> Finish:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from errors import LedgerUnavailable
+from errors import LedgerForbidden, LedgerUnavailable
 from ledger.database import Database, applied_revision
 from ledger.version import LEDGER_REVISION
 
@@ -22,7 +22,10 @@ def migrate(database_url: str, *, pgbouncer: bool = False) -> tuple[str | None, 
         LedgerUnavailable: Postgres does not answer, or refuses to have its tables changed.
     """
     with Database(database_url, pgbouncer=pgbouncer).dedicated("migrate") as connection:
-        before = applied_revision(connection)
+        try:
+            before = applied_revision(connection)
+        except LedgerForbidden as error:
+            raise LedgerUnavailable(f"cannot migrate: {error.denied}; migrate as the owner of the schema") from error
     if before is not None and before >= LEDGER_REVISION:
         return before, before
     # Only here: these two take longer to load than all that a worker needs, and every command and worker would wait for them.

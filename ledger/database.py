@@ -18,10 +18,11 @@ from typing import Any, Final, Self, TypeVar
 import psycopg
 from psycopg import Connection, Cursor
 from psycopg.abc import Params, PQGen
+from psycopg.errors import InsufficientPrivilege
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from errors import LedgerNotMigrated, LedgerUnavailable
-from ledger import cancelling, pooler
+from ledger import cancelling, pooler, rights
 from ledger.forks import ForkSafeLock
 from ledger.version import LEDGER_REVISION, SCHEMA
 
@@ -183,6 +184,7 @@ class Database:
 
         Raises:
             LedgerUnavailable: no connection could be had, or it was lost in between.
+            LedgerForbidden: the user lacks a right on the ledger's schema or tables.
         """
         limit = self.timeout if timeout is None else timeout
         pool = self._current_pool()
@@ -199,6 +201,8 @@ class Database:
                 raise LedgerUnavailable(_first_line(error)) from error
             if isinstance(error, _UNDEFINED) and f"{SCHEMA}." in str(error):
                 raise LedgerNotMigrated(None, LEDGER_REVISION) from error
+            if isinstance(error, InsufficientPrivilege) and (forbidden := rights.refusal(error, connection)) is not None:
+                raise forbidden from error
             raise
         finally:
             self._lent.discard(connection)
@@ -343,11 +347,13 @@ class Database:
 
 
 def applied_revision(connection: Connection[Any]) -> str | None:
-    """The migration the database is at; None when it has no ledger."""
+    """The migration the database is at; None when it has no ledger. Raises: LedgerForbidden: the user may not read it."""
     try:
         row = connection.execute("SELECT version_num FROM switchyard.alembic_version").fetchone()
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
         return None
+    except InsufficientPrivilege as error:
+        raise rights.refusal(error, connection) or error from error
     return row[0] if row else None
 
 
@@ -357,6 +363,7 @@ def require_migrated(database: Database) -> None:
     Raises:
         LedgerUnavailable: it cannot be reached, or a pooler keeps its transactions from being what they have to be.
         LedgerNotMigrated: its tables are missing or older than this code. Newer ones are fine: migrations only ever expand.
+        LedgerForbidden: the user may not read it.
     """
     connection = database.dedicated("check")
     try:

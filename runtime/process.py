@@ -1,7 +1,7 @@
 """The process that a worker runs in: whether it is ours to end, how it asks for its successor, and what its exit codes say.
 
     0     stopped as it was told
-    3     refused to start: a setting is wrong, the database is missing or not migrated
+    3     refused to start: a setting is wrong, the database is missing, not migrated or lacks a right, or something failed at boot
     70    broken off by the watchdog
     75    recycled: it asked for it itself, after a job that did not end, or at a limit of ``switchyard worker``
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import hypothesis
 import psycopg
@@ -215,6 +216,17 @@ def database_url(databases: Databases) -> Iterator[str]:
     url = databases.create()
     yield url
     databases.drop(url)
+
+
+@pytest.fixture
+def bare_url(database_url: str) -> Iterator[str]:
+    """The URL of this test's database for a user who has no right there but to log in; both are gone after it."""
+    name = f"bare_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(database_url, autocommit=True) as owner:
+        owner.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'bare'")
+        parts = urlsplit(database_url)
+        yield urlunsplit(parts._replace(netloc=f"{name}:bare@{parts.netloc.rpartition('@')[2]}"))
+        owner.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
 
 
 @pytest.fixture

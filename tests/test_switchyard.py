@@ -16,8 +16,9 @@ from tests.rig.processes import ROOT, base_environment
 PUBLIC = {
     "Attempt", "Batch", "BatchCallback", "BatchClosed", "BatchNotFound", "CancelCount", "Cancelled", "Counts", "CronError",
     "DeadGroup", "DeadLetter", "DeadPage", "Discards", "EnlistRefused", "IdempotencyConflict", "Job", "JobExists", "JobNotFound",
-    "KeyBinding", "KeyInUse", "LeaseLost", "LedgerNotMigrated", "LedgerUnavailable", "LogLine", "OptionError", "Page", "Pause",
-    "PayloadError", "Permanent", "Replay", "Replays", "Retry", "Schedule", "ScheduleError", "ScheduleExists", "ScheduleNotFound",
+    "KeyBinding", "KeyInUse", "LeaseLost", "LedgerForbidden", "LedgerNotMigrated", "LedgerUnavailable", "LogLine", "OptionError",
+    "Page", "Pause", "PayloadError", "Permanent", "Replay", "Replays", "Retry", "Schedule", "ScheduleError", "ScheduleExists",
+    "ScheduleNotFound",
     "SettingsError", "Snooze", "State", "SwitchyardError", "Tick", "add_to_batch", "attempts", "batch", "cancel", "cancel_many",
     "children", "configure", "counts", "create_schedule", "cron", "current_job", "database", "dead_groups", "dead_letters",
     "delete_schedule", "discard", "discard_many", "edit", "enlist", "enqueue_many", "find_by_key", "forget_key", "get_job",

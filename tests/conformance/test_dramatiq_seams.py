@@ -99,7 +99,9 @@ def test_the_errors_that_are_marked_are_those():
     assert sorted(marked) == sorted(kind.__name__ for kind in STOPPING)
     for name, kind in inspect.getmembers(errors, inspect.isclass):
         if issubclass(kind, errors.SwitchyardError):
-            assert issubclass(kind, MiddlewareError) == (name in marked or kind is errors.LedgerNotMigrated)
+            assert issubclass(kind, MiddlewareError) == (
+                name in marked or kind in (errors.LedgerNotMigrated, errors.LedgerForbidden)
+            )
 
 
 def declare_noticing(broker: Broker) -> SimpleNamespace:
