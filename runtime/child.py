@@ -19,8 +19,10 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Collection
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -122,16 +124,27 @@ class Child:
 
     def _start(self, broker: Broker) -> WorkerNode:
         queues = set(self._options.queues)
+        if hasattr(broker, "node"):
+            self._look_at_queues(queues, broker.queues)
         self._worker = Worker(broker, queues=queues or None, worker_threads=self._options.threads)
         self._worker.start()
         node = getattr(broker, "node", None)
         if not isinstance(node, WorkerNode):
             self._worker.stop()
             process.refuse(f"{type(broker).__name__} is not Switchyard's broker; call switchyard.configure() before the actors")
-        unknown = queues - set(getattr(broker, "queues", ()))
-        if unknown:
-            sys.stderr.write(f"switchyard: no actor is declared on the queue {', '.join(sorted(unknown))}\n")
         return node
+
+    def _look_at_queues(self, wanted: set[str], declared: Collection[str]) -> None:
+        """Say which queues of ``--queues`` no actor is on; where that is all of them there is nothing to do, and no start."""
+        unknown = sorted(wanted - set(declared))
+        if not unknown:
+            return
+        meant = [name for queue in unknown for name in get_close_matches(queue, declared, n=1)]
+        hint = f"; did you mean {' or '.join(dict.fromkeys(meant))}?" if meant else ""
+        line = f"no actor is declared on the queue {', '.join(unknown)}{hint}"
+        if len(unknown) == len(wanted):
+            process.refuse(f"--queues: {line}; name one of {', '.join(sorted(declared)) or 'none: no actor is declared at all'}")
+        sys.stderr.write(f"switchyard: {line}\n")
 
     def _check_limits(self, node: WorkerNode) -> None:
         most_jobs, most_memory = self._options.max_jobs, self._options.max_memory

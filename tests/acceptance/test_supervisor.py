@@ -286,9 +286,16 @@ def test_under_plain_dramatiq_a_job_that_is_given_up_ends_the_command_and_the_ot
 
 
 def test_a_queue_that_no_actor_is_on_is_said(system, worker_process):
-    worker = worker_process(WORKER, supervised=True, options=("-Q", "default,nothing"))
+    worker = worker_process(WORKER, supervised=True, options=("-Q", "default,defaul"))
 
     up(system, worker, 1)
 
-    assert "no actor is declared on the queue nothing" in worker.output()
+    assert "no actor is declared on the queue defaul; did you mean default?" in worker.output()
     assert worker.stop() == 0
+
+
+def test_queues_that_no_actor_is_on_are_no_start(worker_process):
+    worker = worker_process(WORKER, supervised=True, options=("-Q", "defaul,nothing"))
+
+    assert worker.wait(60) == 3
+    assert "--queues: no actor is declared on the queue defaul, nothing; did you mean default?; name one of" in worker.output()
