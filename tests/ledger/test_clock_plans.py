@@ -20,7 +20,7 @@ DAY = 86_400.0
 STATEMENTS: dict[str, dict[str, Any]] = {
     "relay_due": {
         "own": "redis", "carrying": ["redis"], "reachable": ["redis", "postgres"], "refused": [], "limit": 1_000,
-        "grace": 30.0, "now": None,
+        "grace": 30.0, "now": None, "age": None,
     },
     "look": {},
     "expired_workers": {"now": None},
