@@ -123,8 +123,10 @@ def test_a_forked_child_opens_connections_of_its_own_and_leaves_the_parents_alon
 
     assert answer.endswith(" 1"), answer
     assert answer != f"{mine} 1"
-    with database.connection() as connection:
-        assert (backend(connection), one(connection)) == (mine, 1)
+    # A busy machine may have made the pool open a second one at the start, and lend that first.
+    with database.connection() as first, database.connection() as second:
+        assert mine in {backend(first), backend(second)}
+        assert (one(first), one(second)) == (1, 1)
 
 
 def test_a_child_that_was_forked_while_another_thread_opened_the_pool_opens_its_own(database):
@@ -158,8 +160,10 @@ def test_a_child_that_only_ends_does_no_harm_to_the_parents_connections(database
         os._exit(0)
     os.waitpid(child, 0)
 
-    with database.connection() as connection:
-        assert (backend(connection), one(connection)) == (mine, 1)
+    # A busy machine may have made the pool open a second one at the start, and lend that first.
+    with database.connection() as first, database.connection() as second:
+        assert mine in {backend(first), backend(second)}
+        assert (one(first), one(second)) == (1, 1)
 
 
 def test_a_restart_of_postgres_is_healed_by_the_next_call(mortal, server):
