@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -78,20 +79,24 @@ class Execution:
         return {"attempt": self.identity["attempt"], "token": self.identity["token"]}
 
 
+@contextmanager
+def executing(recorder: Recorder) -> Iterator[Execution]:
+    """Note the start and the end of a body."""
+    run = Execution(recorder)
+    run.note("start")
+    try:
+        fire("in_actor")
+        yield run
+    except BaseException as error:
+        run.note("end", outcome=type(error).__name__)
+        raise
+    run.note("end", outcome="ok")
+
+
 def declare(broker: Broker, recorder: Recorder) -> SimpleNamespace:
     """Declare the actors on a broker."""
 
-    @contextmanager
-    def execution() -> Iterator[Execution]:
-        run = Execution(recorder)
-        run.note("start")
-        try:
-            fire("in_actor")
-            yield run
-        except BaseException as error:
-            run.note("end", outcome=type(error).__name__)
-            raise
-        run.note("end", outcome="ok")
+    execution = partial(executing, recorder)
 
     def actor(**options: Any) -> Any:
         return dramatiq.actor(broker=broker, **({"min_backoff": 100, "max_backoff": 400} | options))

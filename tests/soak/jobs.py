@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +13,6 @@ from dramatiq import Broker
 from errors import Permanent
 from middleware.current_job import current_job
 from tests.faults import jobs as faults
-from tests.faults.jobs import Execution
 from tests.faults.recorder import Recorder
 
 #: Retention is part of what is soaked, so the rows that it takes away are kept here, outside of the ledger's schema, by triggers.
@@ -54,16 +52,7 @@ QUEUES = ("default", "aside", "slots", "poison", "metered", "large")
 def declare(broker: Broker, recorder: Recorder) -> SimpleNamespace:
     """Declare the actors on a broker: those of the faults, and these."""
 
-    @contextmanager
-    def execution() -> Iterator[Execution]:
-        run = Execution(recorder)
-        run.note("start")
-        try:
-            yield run
-        except BaseException as error:
-            run.note("end", outcome=type(error).__name__)
-            raise
-        run.note("end", outcome="ok")
+    execution = partial(faults.executing, recorder)
 
     def actor(**options: Any) -> Any:
         return dramatiq.actor(broker=broker, **({"min_backoff": 100, "max_backoff": 400} | options))
